@@ -1,0 +1,165 @@
+//! Every setting, typed and documented, read from the environment and an optional TOML file and validated together.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// The service's settings. Secrets are [`SecretString`]s, which print as `[REDACTED]`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub sprites: SpritesConfig,
+    pub pool: PoolConfig,
+    pub agents: AgentsConfig,
+    pub access: AccessConfig,
+    /// `DATA_DIR`: journal, embedded host's sprites, installed agents. Default `$XDG_STATE_HOME/janebot`.
+    pub data_dir: PathBuf,
+    /// `DATABASE_URL`: only `sqlite://PATH`. Default `DATA_DIR/journal.sqlite`.
+    pub journal_path: PathBuf,
+}
+
+/// Which machines to use.
+#[derive(Clone, Debug)]
+pub enum SpritesConfig {
+    /// `SPRITES_TOKEN` is set: the Sprites cloud, or what `SPRITES_API_URL` names.
+    Remote { url: String, token: SecretString },
+    /// No token: the embedded host on this machine.
+    Embedded(HostConfig),
+}
+
+/// The embedded host's settings.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Where the sprites live; mode 0700.
+    pub state_dir: PathBuf,
+    /// `HOST_LISTEN`: loopback only. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// `HOST_ROOTFS`: a root directory to use instead of this machine's own system directories.
+    pub rootfs: Option<PathBuf>,
+    /// `ALLOW_LOCAL_EXECUTION=true` turns isolation off.
+    pub isolation: Isolation,
+    /// Names that only sandboxes resolve, each leading to one address of the operator's choice.
+    pub grants: Vec<Grant>,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Kernel namespaces, seccomp, own root: or refuse to start.
+    Full,
+    /// None at all, by explicit opt-in: programs run as this user on this machine.
+    Off,
+}
+
+/// A synthetic name in the sandbox that leads to an address which the operator named. Needs a policy rule as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// As in `model.janebot.internal`; reached on port 80 inside.
+    pub name: String,
+    /// Host and port to dial, as the operator wrote it; resolved at each connection.
+    pub target: String,
+}
+
+/// What one sprite may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory of all its processes together.
+    pub memory: u64,
+    pub processes: u64,
+    /// Bytes of disk above the base.
+    pub disk: u64,
+    pub inodes: u64,
+    pub open_files: u64,
+    /// Bytes of each output stream of one exec that are passed on; the rest is dropped.
+    pub output: u64,
+    /// Execs at a time.
+    pub execs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self { memory: 2048 * MIB, processes: 512, disk: 4096 * MIB, inodes: 400_000, open_files: 4096, output: 64 * MIB, execs: 64 }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// `RUNNERS`, 1 to 64. Default 2.
+    pub runners: usize,
+    /// `RUNNER_PREFIX`: lower-case letters, digits, hyphens. Default `jane-runner`.
+    pub prefix: String,
+    /// `EXEC_TIMEOUT`: wall time of one agent run. Default 10 minutes.
+    pub run_timeout: Duration,
+    /// `QUEUE_TIMEOUT`: how long a job waits for a runner. Default 15 minutes.
+    pub queue_timeout: Duration,
+    /// `MAX_QUEUE`: jobs waiting at a time. Default 1,000.
+    pub max_queue: usize,
+    /// `EXTRA_ALLOWED_HOSTS`: names that sandboxes may reach beside the agents' own.
+    pub extra_hosts: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct AgentsConfig {
+    /// `AGENT`: the profile used unless a prompt names another. Default: the first with a key, else `shell`.
+    pub default: AgentKind,
+    /// `AMP_API_KEY` set: the amp profile.
+    pub amp: Option<AmpConfig>,
+    /// `ANTHROPIC_API_KEY` set: the claude profile.
+    pub claude: Option<ClaudeConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AgentKind {
+    Shell,
+    Amp,
+    Claude,
+}
+
+impl AgentKind {
+    pub const ALL: [Self; 3] = [Self::Shell, Self::Amp, Self::Claude];
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shell => "shell",
+            Self::Amp => "amp",
+            Self::Claude => "claude",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct AmpConfig {
+    pub key: SecretString,
+    /// `AMP_URL`: origin of the Amp server. Default `https://ampcode.com`.
+    pub url: String,
+    /// `AGENT_MODE`: low, medium, high, ultra; the server decides what a word means. Default medium.
+    pub mode: String,
+    /// `AMP_VERSION`: the npm package's version.
+    pub version: String,
+    /// `AMP_PATH`: use this binary instead of the npm package.
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ClaudeConfig {
+    pub key: SecretString,
+    /// `ANTHROPIC_BASE_URL`. Default `https://api.anthropic.com`.
+    pub url: String,
+    /// `CLAUDE_MODEL`: passed on when set.
+    pub model: Option<String>,
+    /// `CLAUDE_VERSION`: the npm package's version.
+    pub version: String,
+    /// `CLAUDE_PATH`: use this binary instead of the npm package.
+    pub path: Option<PathBuf>,
+}
+
+/// Who may ask. Chat platforms only; the terminal belongs to whoever runs the process.
+#[derive(Clone, Debug, Default)]
+pub struct AccessConfig {
+    /// `ALLOWED_USER_IDS`, comma-separated platform ids.
+    pub users: BTreeSet<String>,
+    /// `ALLOWED_CHANNEL_IDS`, comma-separated platform ids.
+    pub channels: BTreeSet<String>,
+}

@@ -1,0 +1,193 @@
+//! What a job is: one accepted prompt, from journal row to outcome. Plain data, shared by every part.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::Usage;
+use crate::pool::receipt::Receipt;
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Wraps the text as it is; where it comes from outside, the caller has checked it.
+            pub fn new(text: impl Into<String>) -> Self { Self(text.into()) }
+            pub fn as_str(&self) -> &str { &self.0 }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(&self.0) }
+        }
+    };
+}
+
+text_id!(
+    /// One job. Made by [`crate::world::World::job_id`]; sorts by age.
+    JobId
+);
+text_id!(
+    /// Who asked: the platform and the platform's user id, as in `discord:123` or `terminal:alice`.
+    RequesterId
+);
+text_id!(
+    /// Where it was asked: the platform and the platform's channel id, as in `slack:C042`.
+    ChannelId
+);
+text_id!(
+    /// The chat thread, DM or terminal session that jobs belong to, as in `slack:C042/1700000000.000100`.
+    ConversationId
+);
+
+/// How a job ended. Every accepted prompt gets exactly one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Answered { answer: String },
+    Failed { reason: FailReason, message: String },
+    Refused { reason: RefuseReason, message: String },
+    Cancelled { message: String },
+}
+
+impl Outcome {
+    /// The word used in journal rows, spans, metrics and `--json`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Answered { .. } => "answered",
+            Self::Failed { .. } => "failed",
+            Self::Refused { .. } => "refused",
+            Self::Cancelled { .. } => "cancelled",
+        }
+    }
+
+    /// The reason code of a failure or refusal, as written to journal and metrics.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Failed { reason, .. } => Some(reason.code()),
+            Self::Refused { reason, .. } => Some(reason.code()),
+            Self::Answered { .. } | Self::Cancelled { .. } => None,
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+        impl $name {
+            /// The stable word for journal rows, metrics and `--json`.
+            pub fn code(self) -> &'static str { match self { $(Self::$variant => $code,)* } }
+        }
+    };
+}
+
+reasons!(
+    /// Why an accepted job has no answer.
+    FailReason {
+        /// The agent ran and said that it failed (or, for `shell`, exited with a status other than zero).
+        AgentFailed = "agent_failed",
+        /// The agent ended without a result.
+        NoResult = "no_result",
+        /// The job's time was up.
+        Timeout = "timeout",
+        /// It waited longer than allowed for a runner.
+        QueueTimeout = "queue_timeout",
+        /// The connection to the sprite was lost after the agent had started; what it did is unknown.
+        OutcomeUnknown = "outcome_unknown",
+        /// The service stopped or lost the runner's actor while the agent was running.
+        Interrupted = "interrupted",
+        /// No runner could be made to start the agent.
+        NoRunner = "no_runner",
+        /// The journal could not be written.
+        Journal = "journal",
+    }
+);
+
+reasons!(
+    /// Why a prompt was not accepted.
+    RefuseReason {
+        NotAllowed = "not_allowed",
+        EmptyPrompt = "empty_prompt",
+        PromptTooLarge = "prompt_too_large",
+        UnknownAgent = "unknown_agent",
+        QueueFull = "queue_full",
+        Draining = "draining",
+    }
+);
+
+/// Where a job's time went. `None` for a phase that it never reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    pub queue_ms: Option<u64>,
+    pub check_ms: Option<u64>,
+    pub run_ms: Option<u64>,
+    /// Collecting the output files while the lease was held.
+    pub collect_ms: Option<u64>,
+    pub total_ms: u64,
+}
+
+/// A file that the agent left in its output folder.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    /// Path below the output folder; checked to have no `..` and no control characters.
+    pub name: String,
+    #[serde(skip)]
+    pub bytes: bytes::Bytes,
+    pub size: u64,
+}
+
+impl fmt::Debug for OutputFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputFile").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+/// Everything known about a job that ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobReport {
+    pub job: JobId,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    pub agent: String,
+    pub timings: Timings,
+    /// Proof that the job ran on a clean machine; absent when it never got one.
+    pub receipt: Option<Receipt>,
+    pub usage: Option<Usage>,
+    pub files: Vec<OutputFile>,
+    /// What the user should know beside the answer: files left out, output cut.
+    pub notes: Vec<String>,
+    pub ended_at: Timestamp,
+}
+
+/// The prompt of a job with what is needed to run it.
+#[derive(Clone)]
+pub struct JobSpec {
+    pub job: JobId,
+    pub requester: RequesterId,
+    pub channel: ChannelId,
+    pub conversation: ConversationId,
+    /// Profile name, checked to be configured.
+    pub agent: String,
+    /// What the agent gets: the user's text with fenced history, UTF-8, at most [`MAX_PROMPT_BYTES`].
+    pub prompt: String,
+    /// Wall time allowed for the agent's run.
+    pub run_timeout: Duration,
+}
+
+impl fmt::Debug for JobSpec {
+    /// Leaves out the prompt, which must not reach a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobSpec").field("job", &self.job).field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+/// Longest prompt taken. Amp refuses more than 1 MiB on stdin (measured with 0.0.1790142911).
+pub const MAX_PROMPT_BYTES: usize = 1024 * 1024;

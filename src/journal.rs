@@ -1,0 +1,140 @@
+//! The journal: the durable record of jobs, leases and runners. What must survive an actor or the process lives here.
+//!
+//! A handle, not an actor: the store serialises writes itself, and an actor in front of it would add a hop and one more
+//! thing to fail. Two stores keep one contract: [`sqlite::SqliteJournal`] for the service and
+//! [`memory::MemoryJournal`] for the simulation, where a thread of SQLite's would break the paused clock.
+
+pub mod memory;
+pub mod sqlite;
+
+use std::future::Future;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::job::{ChannelId, ConversationId, JobId, Outcome, RequesterId, Timings};
+use crate::pool::receipt::Receipt;
+use crate::sprites::CheckpointId;
+
+pub type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another process holds the journal.
+    #[error("another janebot is running with the journal {path}: stop it, or give this one its own DATA_DIR")]
+    InUse { path: String },
+    /// Made by a newer version; opening it could damage it.
+    #[error("the journal {path} was written by a newer janebot (schema {found}, this one knows {known}): run that version, or give this one another DATABASE_URL")]
+    Newer { path: String, found: i64, known: i64 },
+    #[error("the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one")]
+    Corrupt { path: String, message: String },
+    #[error("the journal {path} can't be opened ({message}): check that the folder exists and is writable")]
+    Open { path: String, message: String },
+    /// A write or read failed; nothing was half-written.
+    #[error("the journal can't be used ({message})")]
+    Failed { message: String },
+}
+
+/// A job as recorded.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobRow {
+    pub job: JobId,
+    /// The platform's message identity; unique.
+    pub message_key: String,
+    pub requester: RequesterId,
+    pub channel: ChannelId,
+    pub conversation: ConversationId,
+    pub agent: String,
+    /// Not serialised, not logged.
+    #[serde(skip)]
+    pub prompt: String,
+    pub state: JobState,
+    pub runner: Option<String>,
+    pub accepted_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub outcome: Option<Outcome>,
+    pub timings: Option<Timings>,
+    pub receipt: Option<Receipt>,
+}
+
+/// How far a job came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Recorded and waiting.
+    Accepted,
+    /// On a runner; the agent may have started, so it is never run again by itself.
+    Running,
+    Ended,
+}
+
+impl JobState {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What is known about a runner's sprite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunnerRow {
+    pub runner: String,
+    pub sprite_id: String,
+    pub checkpoint: CheckpointId,
+    pub fingerprint: String,
+    /// Set before a job may touch the sprite, cleared only with the receipt of a verified restore.
+    pub dirty: bool,
+    /// The last job that had it.
+    pub last_job: Option<JobId>,
+    /// Name of the canary file that the last job's run left, to be looked for after the restore.
+    pub canary: Option<String>,
+    /// Boot identity before the last restore.
+    pub boot: String,
+    /// Highest fencing number given out for this runner.
+    pub fence: u64,
+}
+
+/// Whether a message was new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    New,
+    /// The message had been heard before, as this job.
+    Known(JobId),
+}
+
+/// The store. Calls are durable when they return `Ok`; an `Err` left nothing behind.
+pub trait Journal: Clone + Send + Sync + 'static {
+    /// The identity of this deployment, made once and kept, so that a restarted process knows its own sprites.
+    fn deployment_id(&self) -> impl Future<Output = Result<String>> + Send;
+
+    /// Records a prompt before it is acknowledged; the state of `row` is `Accepted`.
+    fn accept(&self, row: &JobRow) -> impl Future<Output = Result<Accepted>> + Send;
+    /// Records that `job` has the lease `fence` of `runner`, and marks the runner dirty, in one transaction.
+    fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> impl Future<Output = Result<()>> + Send;
+    /// Returns a job that never started to `Accepted` (the runner stays dirty).
+    fn unlease(&self, job: &JobId) -> impl Future<Output = Result<()>> + Send;
+    /// Records the outcome. The first one wins: `false` when the job had ended before.
+    fn end(&self, job: &JobId, outcome: &Outcome, timings: &Timings, receipt: Option<&Receipt>, at: Timestamp) -> impl Future<Output = Result<bool>> + Send;
+    fn job(&self, job: &JobId) -> impl Future<Output = Result<Option<JobRow>>> + Send;
+    /// Jobs that have not ended, oldest first.
+    fn open_jobs(&self) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+    /// The newest `limit` jobs, newest first.
+    fn recent_jobs(&self, limit: u32) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+
+    fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
+    /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest
+    /// fence given out under this name.
+    fn built(&self, row: &RunnerRow) -> impl Future<Output = Result<()>> + Send;
+    /// Records that a restore was verified: clears the dirty mark and keeps the boot identity.
+    fn clean(&self, runner: &str, receipt: &Receipt) -> impl Future<Output = Result<()>> + Send;
+    /// Forgets a runner whose sprite was deleted, keeping its highest fence.
+    fn forget_runner(&self, runner: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Keeps what was seen when a runner was quarantined, for people to read.
+    fn quarantine(&self, runner: &str, evidence: &str, at: Timestamp) -> impl Future<Output = Result<()>> + Send;
+    /// Quarantine records, newest first: runner, evidence, time.
+    fn quarantines(&self, limit: u32) -> impl Future<Output = Result<Vec<(String, String, Timestamp)>>> + Send;
+}
