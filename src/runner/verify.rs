@@ -7,12 +7,14 @@ use tokio::time::Instant;
 use super::build::BuildPlan;
 use super::scripts::{self, Verified};
 use super::{Context, Trouble};
-use crate::journal::{Journal, RunnerRow};
+use crate::journal::Journal;
 use crate::pool::receipt::Receipt;
 use crate::sprites::{NetworkPolicy, Output, Sprites, SpritesError};
 
 /// The verification script takes milliseconds once the machine answers.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The mark is a help, so it waits for nobody.
+const MARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a machine may take to answer after a restore: on the Sprites cloud it restarts asynchronously.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -29,6 +31,7 @@ pub async fn make_clean<S: Sprites, J: Journal>(
     let Context { name, sprites, journal, world, .. } = context;
     let row = journal.runner(name).await?.ok_or_else(|| Trouble::sprite("the journal does not know it"))?;
     context.assert_not_foreign().await?;
+    let mark = if restore { mark(context).await } else { None };
     if restore {
         sprites.restore(name, &row.checkpoint).await?;
     }
@@ -40,9 +43,15 @@ pub async fn make_clean<S: Sprites, J: Journal>(
         )));
     }
     sprites.set_policy(name, &plan.policy).await?;
-    let seen = look(sprites, name, &row).await?;
+    let canaries: Vec<&str> =
+        row.canary.iter().chain(mark.iter().map(|mark| &mark.canary)).map(String::as_str).collect();
+    let seen = look(sprites, name, &canaries).await?;
     let policy = sprites.policy(name).await?;
-    let evidence = contradictions(&row, plan, restore, &seen, &policy);
+    let boots_before: Vec<&str> = match restore {
+        true => [row.boot.as_str()].into_iter().chain(mark.iter().map(|mark| mark.boot.as_str())).collect(),
+        false => Vec::new(),
+    };
+    let evidence = contradictions(&boots_before, plan, &seen, &policy);
     if !evidence.is_empty() {
         return Err(Trouble::Lied { evidence: evidence.join("; ") });
     }
@@ -60,7 +69,7 @@ pub async fn make_clean<S: Sprites, J: Journal>(
         fingerprint: row.fingerprint.clone(),
         previous_job: row.last_job.clone(),
         restore_completed: restore,
-        canary_gone: row.canary.as_ref().map(|_| !seen.canary_present),
+        canary_gone: (!canaries.is_empty()).then_some(!seen.canary_present),
         boot: seen.boot,
         allowed_hosts: allowed(&policy),
         verified_at: world.now(),
@@ -72,14 +81,29 @@ pub async fn make_clean<S: Sprites, J: Journal>(
     Ok(receipt)
 }
 
+/// What was left on the machine just before its restore.
+struct Mark {
+    canary: String,
+    boot: String,
+}
+
+/// Leaves a fresh canary and sees the present boot, so that a restore which did nothing shows even when the machine
+/// restarted by itself since the last verification, or no job came before. A machine that is too ill for it is
+/// restored all the same.
+async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
+    let canary = format!("mark-{}", context.world.token(8));
+    let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await.ok()?;
+    let output = exec.output(scripts::OUTPUT_LIMIT).await.ok()?;
+    Some(Mark { boot: scripts::checked(&output.stdout)?, canary })
+}
+
 /// Runs the verification script, waiting for a machine that is coming back.
-async fn look<S: Sprites>(sprites: &S, name: &str, row: &RunnerRow) -> Result<Verified, Trouble> {
-    let canaries: Vec<&str> = row.canary.iter().map(String::as_str).collect();
+async fn look<S: Sprites>(sprites: &S, name: &str, canaries: &[&str]) -> Result<Verified, Trouble> {
     let until = Instant::now() + COMES_BACK_WITHIN;
     let mut pause = Duration::from_millis(100);
     loop {
         let tried = async {
-            let exec = sprites.exec(name, scripts::verify(&canaries, VERIFY_TIMEOUT)).await?;
+            let exec = sprites.exec(name, scripts::verify(canaries, VERIFY_TIMEOUT)).await?;
             exec.output(scripts::OUTPUT_LIMIT).await
         };
         let error = match tried.await {
@@ -111,18 +135,12 @@ fn parse(output: &Output) -> Result<Verified, Trouble> {
 }
 
 /// Everything that a clean machine would not show.
-fn contradictions(
-    row: &RunnerRow,
-    plan: &BuildPlan,
-    restored: bool,
-    seen: &Verified,
-    policy: &NetworkPolicy,
-) -> Vec<String> {
+fn contradictions(boots_before: &[&str], plan: &BuildPlan, seen: &Verified, policy: &NetworkPolicy) -> Vec<String> {
     let mut found = Vec::new();
     if seen.canary_present {
-        found.push("the last job's canary is still there".to_owned());
+        found.push("a canary from before the restore is still there".to_owned());
     }
-    if restored && !row.boot.is_empty() && seen.boot == row.boot {
+    if boots_before.contains(&seen.boot.as_str()) {
         found.push("the machine was not restarted".to_owned());
     }
     if !same_rules(policy, &plan.policy) {
