@@ -1,10 +1,11 @@
 //! Building a runner's sprite: from nothing to a checkpoint with the pinned agents in it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
@@ -17,12 +18,11 @@ use crate::sprites::{NetworkPolicy, Sprites, SpritesError};
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An agent's program on this machine, ready to be put into a sprite.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Program {
-    pub kind: AgentKind,
-    /// As the receipt and the answer's footer name it.
-    pub version: String,
-    pub path: PathBuf,
+    pub content: Bytes,
+    /// What its `--version` says, at least; empty when that is not known.
+    pub says: String,
 }
 
 /// Brings an agent's program to this machine; the error is a sentence for the operator.
@@ -31,6 +31,8 @@ pub type Fetch = Arc<dyn Fn(AgentKind) -> BoxFuture<'static, Result<Program, Str
 /// What a sprite is built from. Two plans with one fingerprint build the same machine.
 pub struct BuildPlan {
     pub agents: AgentsConfig,
+    /// The version of each agent's program; `shell` has none, it is the sprite's own bash.
+    pub versions: BTreeMap<AgentKind, String>,
     /// What jobs may reach.
     pub policy: NetworkPolicy,
     /// Names of the agents, then a hash over all that goes in, as in `claude+shell-1f0c…`.
@@ -53,13 +55,13 @@ impl BuildPlan {
     pub fn new(
         agents: AgentsConfig,
         policy: NetworkPolicy,
-        versions: &[(AgentKind, String)],
+        versions: BTreeMap<AgentKind, String>,
         isolation: String,
         warnings: Vec<String>,
         fetch: Fetch,
     ) -> Self {
         let mut input = String::new();
-        for (kind, version) in versions {
+        for (kind, version) in &versions {
             writeln!(input, "agent {} {version}", kind.name()).expect("a String takes any text");
         }
         for rule in &policy.rules {
@@ -70,7 +72,7 @@ impl BuildPlan {
         }
         let hash = hex::encode(&Sha256::digest(input.as_bytes())[..8]);
         let fingerprint = format!("{}-{hash}", names(&agents.installed()));
-        Self { agents, policy, fingerprint, isolation, warnings, fetch }
+        Self { agents, versions, policy, fingerprint, isolation, warnings, fetch }
     }
 
     /// Whether a sprite of this other generation has the agents that this plan's jobs need.
@@ -88,10 +90,8 @@ pub async fn build<S: Sprites, J: Journal>(context: &Context<S, J>, plan: &Build
     let Context { name, sprites, journal, .. } = context;
     // Programs first: there is no use in deleting a sprite that can't be replaced.
     let mut programs = Vec::new();
-    for kind in plan.agents.installed() {
-        if kind != AgentKind::Shell {
-            programs.push((plan.fetch)(kind).await.map_err(Trouble::outside)?);
-        }
+    for (kind, version) in &plan.versions {
+        programs.push((*kind, version, (plan.fetch)(*kind).await.map_err(Trouble::outside)?));
     }
     context.assert_not_foreign().await?;
     match sprites.delete(name).await {
@@ -109,17 +109,14 @@ pub async fn build<S: Sprites, J: Journal>(context: &Context<S, J>, plan: &Build
         "build",
     )?;
     let mut stamp = String::new();
-    for program in &programs {
-        let content = tokio::fs::read(&program.path)
-            .await
-            .map_err(|error| Trouble::outside(format!("{} can't be read: {error}", program.path.display())))?;
-        let agent = program.kind.name();
-        writeln!(stamp, "{agent} {} {}", content.len(), program.version).expect("a String takes any text");
-        sprites.write_file(name, &format!(".local/bin/{agent}"), 0o755, content.into()).await?;
+    for (kind, version, program) in &programs {
+        let agent = kind.name();
+        writeln!(stamp, "{agent} {} {version}", program.content.len()).expect("a String takes any text");
+        sprites.write_file(name, &format!(".local/bin/{agent}"), 0o755, program.content.clone()).await?;
     }
     sprites.write_file(name, ".janebot/agents", 0o600, stamp.into()).await?;
-    for program in &programs {
-        smoke(sprites, name, program).await?;
+    for (kind, _, program) in &programs {
+        smoke(sprites, name, *kind, program).await?;
     }
     sprites.set_policy(name, &plan.policy).await?;
     let checkpoint = sprites.create_checkpoint(name, &format!("janebot {}", plan.fingerprint)).await?;
@@ -139,25 +136,21 @@ pub async fn build<S: Sprites, J: Journal>(context: &Context<S, J>, plan: &Build
 }
 
 /// Runs the agent once, so that a program which can't start here fails the build and not a user's job.
-async fn smoke<S: Sprites>(sprites: &S, name: &str, program: &Program) -> Result<(), Trouble> {
-    let agent = program.kind.name();
+async fn smoke<S: Sprites>(sprites: &S, name: &str, kind: AgentKind, program: &Program) -> Result<(), Trouble> {
+    let agent = kind.name();
     let argv = [format!("~/.local/bin/{agent}"), "--version".to_owned()];
     let exec = sprites.exec(name, scripts::try_out(&argv, SCRIPT_TIMEOUT)).await?;
     let output = exec.output(scripts::OUTPUT_LIMIT).await?;
     let said = String::from_utf8_lossy(&output.stdout);
-    if output.status != 0 || !said.contains(&program.version) {
-        let seen: String = said
-            .chars()
-            .chain(String::from_utf8_lossy(&output.stderr).chars())
-            .filter(|c| !c.is_control())
-            .take(200)
-            .collect();
-        return Err(Trouble::sprite(format!(
-            "`{agent} --version` in the sprite should say {} and says: {seen}",
-            program.version
-        )));
+    if output.status == 0 && said.contains(&program.says) {
+        return Ok(());
     }
-    Ok(())
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let said: String = said.chars().chain(complaint.chars()).filter(|c| !c.is_control()).take(200).collect();
+    Err(Trouble::sprite(format!(
+        "`{agent} --version` in the sprite ended with status {} and should say `{}`; it says: {said}",
+        output.status, program.says
+    )))
 }
 
 fn expect_success(output: crate::sprites::Output, what: &str) -> Result<(), Trouble> {

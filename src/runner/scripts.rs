@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_verification_needs_every_line() {
-        let whole = b"boot=b1\ncanary=absent\ndisk=ok\nagent:shell=bash\nagent:claude=2.1.197 (Claude Code)\n";
+        let whole = b"boot=b1\ncanary=absent\ndisk=ok\nagent:claude=2.1.197 (Claude Code)\n";
         let seen = Verified::parse(whole).unwrap();
         assert!(!seen.canary_present && seen.disk_ok);
         assert_eq!(seen.agents["claude"], "2.1.197 (Claude Code)");
@@ -172,7 +172,7 @@ mod tests {
 
         let seen = sh(home.path(), &verify(&["canary-1"], limit));
         let seen = Verified::parse(&seen.stdout).unwrap_or_else(|| panic!("{seen:?}"));
-        assert!(!seen.canary_present && seen.disk_ok && seen.agents.contains_key("shell"));
+        assert!(!seen.canary_present && seen.disk_ok && seen.agents.is_empty());
 
         let nasty = "it's $HOME `id` \"x\" \\ \n second line";
         let env = env_file(&[("A_KEY".into(), nasty.into()), ("EMPTY".into(), "".into())]);

@@ -51,7 +51,7 @@ pub async fn make_clean<S: Sprites, J: Journal>(
         true => [row.boot.as_str()].into_iter().chain(mark.iter().map(|mark| mark.boot.as_str())).collect(),
         false => Vec::new(),
     };
-    let evidence = contradictions(&boots_before, plan, &seen, &policy);
+    let evidence = contradictions(&boots_before, &row.fingerprint, plan, &seen, &policy);
     if !evidence.is_empty() {
         return Err(Trouble::Lied { evidence: evidence.join("; ") });
     }
@@ -135,7 +135,13 @@ fn parse(output: &Output) -> Result<Verified, Trouble> {
 }
 
 /// Everything that a clean machine would not show.
-fn contradictions(boots_before: &[&str], plan: &BuildPlan, seen: &Verified, policy: &NetworkPolicy) -> Vec<String> {
+fn contradictions(
+    boots_before: &[&str],
+    fingerprint: &str,
+    plan: &BuildPlan,
+    seen: &Verified,
+    policy: &NetworkPolicy,
+) -> Vec<String> {
     let mut found = Vec::new();
     if seen.canary_present {
         found.push("a canary from before the restore is still there".to_owned());
@@ -146,11 +152,15 @@ fn contradictions(boots_before: &[&str], plan: &BuildPlan, seen: &Verified, poli
     if !same_rules(policy, &plan.policy) {
         found.push("the network policy read back differs from the one that was set".to_owned());
     }
-    for kind in plan.agents.installed() {
-        match seen.agents.get(kind.name()).map(String::as_str) {
-            Some("changed") => found.push(format!("the program of the agent {} was changed", kind.name())),
-            Some(_) => {}
+    // A sprite of an older generation has older agents; that they are the ones it was built with, it says itself.
+    let same_generation = fingerprint == plan.fingerprint;
+    for (kind, version) in &plan.versions {
+        match seen.agents.get(kind.name()) {
             None => found.push(format!("the agent {} is missing", kind.name())),
+            Some(other) if other == "changed" || (same_generation && other != version) => {
+                found.push(format!("the agent {} is not the one that was installed", kind.name()));
+            }
+            Some(_) => {}
         }
     }
     found

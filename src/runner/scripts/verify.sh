@@ -13,7 +13,6 @@ else
   echo disk=full
 fi
 rm -f "$probe"
-if command -v bash > /dev/null; then echo agent:shell=bash; fi
 if [ -f "$HOME/.janebot/agents" ]; then
   while read -r name size version; do
     if [ "$(stat -c %s "$HOME/.local/bin/$name" 2>/dev/null)" = "$size" ]; then
