@@ -157,6 +157,19 @@ async fn a_sprite_that_vanished_can_be_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sprite_that_restarts_loses_its_programs_and_keeps_its_files() {
+    let (cloud, _) = ready().await;
+    let before = verify(&cloud, "c1").await;
+    let mut running = started(&cloud, "daemon\necho up\nhang").await;
+    cloud.faults().once(Fault::SpriteRestarts);
+    let after = verify(&cloud, "c1").await;
+    assert!(unknown(&running.next().await.unwrap()));
+    assert_ne!(before.lines().next(), after.lines().next());
+    assert!(after.contains("canary=present"));
+    assert!(cloud.truth()[0].daemons.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broken_sprite_can_only_be_deleted() {
     let (cloud, clean) = ready().await;
     cloud.faults().once(Fault::SpriteBreaks);

@@ -215,15 +215,19 @@ impl Cloud {
         Trouble::None
     }
 
-    /// The sprite, for any call but deleting: it may vanish or break at this very moment.
+    /// The sprite, for any call but deleting: it may vanish, break or restart at this very moment.
     pub fn machine(&mut self, name: &str) -> Result<&mut Machine> {
         if self.machines.contains_key(name) {
             if self.hit(Fault::SpriteGone, name) {
                 self.remove(name);
             } else if self.hit(Fault::SpriteBreaks, name) {
-                let machine = self.machines.get_mut(name).expect("it is there");
+                let machine = self.machine_mut(name);
                 machine.broken = true;
                 machine.end_all_sessions(End::Cut);
+            } else if self.hit(Fault::SpriteRestarts, name) {
+                let machine = self.machine_mut(name);
+                machine.end_all_sessions(End::Cut);
+                machine.reboot();
             }
         }
         match self.machines.get_mut(name) {
@@ -396,7 +400,7 @@ impl Cloud {
         Ok(self.machine_mut(name))
     }
 
-    /// A sprite that [`Self::machine`] has just shown to be there.
+    /// A sprite that was just seen to be there.
     fn machine_mut(&mut self, name: &str) -> &mut Machine {
         self.machines.get_mut(name).expect("looked at in the same call")
     }

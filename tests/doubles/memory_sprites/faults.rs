@@ -54,6 +54,8 @@ pub enum Fault {
     DiskFull,
 
     // A sprite's life.
+    /// It starts anew by itself: its programs are gone, its files stay.
+    SpriteRestarts,
     /// It vanishes.
     SpriteGone,
     /// It never answers again; all that works is to delete it.
@@ -73,7 +75,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Unreachable,
         Self::GatewayError,
         Self::RateLimited,
@@ -94,6 +96,7 @@ impl Fault {
         Self::AgentMissing,
         Self::AgentOtherVersion,
         Self::DiskFull,
+        Self::SpriteRestarts,
         Self::SpriteGone,
         Self::SpriteBreaks,
         Self::CreateLimited,
