@@ -5,6 +5,7 @@
 //! [`memory::MemoryJournal`] for the simulation, where a thread of SQLite's would break the paused clock.
 
 pub mod memory;
+mod refusal;
 pub mod sqlite;
 
 use std::future::Future;
