@@ -1,5 +1,6 @@
 //! The pool: lends each runner to at most one job at a time, fairly, and never a runner that is not proven clean.
 
+pub mod queue;
 pub mod receipt;
 
 use std::sync::Arc;
