@@ -107,6 +107,9 @@ pub enum Accepted {
     Known(JobId),
 }
 
+/// Jobs that [`Journal::conversation_jobs`] looks through when a store has no better way.
+const RECENT_SCAN: u32 = 200;
+
 /// The store. Calls are durable when they return `Ok`; an `Err` left nothing behind.
 pub trait Journal: Clone + Send + Sync + 'static {
     /// The identity of this deployment, made once and kept, so that a restarted process knows its own sprites.
@@ -125,6 +128,20 @@ pub trait Journal: Clone + Send + Sync + 'static {
     fn open_jobs(&self) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
     /// The newest `limit` jobs, newest first.
     fn recent_jobs(&self, limit: u32) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+    /// The newest `limit` jobs of one conversation, newest first; it may leave out old ones. A store that has an index
+    /// for it does better than this.
+    fn conversation_jobs(
+        &self,
+        conversation: &ConversationId,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<JobRow>>> + Send {
+        async move {
+            let mut rows = self.recent_jobs(RECENT_SCAN).await?;
+            rows.retain(|row| row.conversation == *conversation);
+            rows.truncate(limit as usize);
+            Ok(rows)
+        }
+    }
 
     fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
     /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest
