@@ -81,7 +81,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
-        Self { memory: 2048 * MIB, processes: 512, disk: 4096 * MIB, inodes: 400_000, open_files: 4096, output: 64 * MIB, execs: 64 }
+        Self {
+            memory: 2048 * MIB,
+            processes: 512,
+            disk: 4096 * MIB,
+            inodes: 400_000,
+            open_files: 4096,
+            output: 64 * MIB,
+            execs: 64,
+        }
     }
 }
 
@@ -109,6 +117,18 @@ pub struct AgentsConfig {
     pub amp: Option<AmpConfig>,
     /// `ANTHROPIC_API_KEY` set: the claude profile.
     pub claude: Option<ClaudeConfig>,
+}
+
+impl AgentsConfig {
+    /// The agents that runners have, in a fixed order: those with a key, and `shell` always.
+    pub fn installed(&self) -> Vec<AgentKind> {
+        let has = |kind: &AgentKind| match kind {
+            AgentKind::Shell => true,
+            AgentKind::Amp => self.amp.is_some(),
+            AgentKind::Claude => self.claude.is_some(),
+        };
+        AgentKind::ALL.into_iter().filter(has).collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -178,7 +178,8 @@ impl Actor for Supervisor {
                 Ok(())
             }
             Msg::Children(reply) => {
-                let up = state.slots.iter().filter_map(|slot| Some((slot.spec.name.clone(), slot.up.as_ref()?.0.clone())));
+                let up =
+                    state.slots.iter().filter_map(|slot| Some((slot.spec.name.clone(), slot.up.as_ref()?.0.clone())));
                 let _ = reply.send(up.collect());
                 Ok(())
             }
@@ -224,17 +225,36 @@ impl Supervisor {
         }
     }
 
-    fn down(&self, myself: &ActorRef<Msg>, slot: usize, started: Instant, reason: &str, state: &mut State) -> Result<(), ActorProcessingErr> {
+    fn down(
+        &self,
+        myself: &ActorRef<Msg>,
+        slot: usize,
+        started: Instant,
+        reason: &str,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         let Slot { spec, track, .. } = &mut state.slots[slot];
         let child = &spec.name;
         let delay = match track.on_exit(&spec.policy, started, Instant::now()) {
             Verdict::RestartIn(delay) => {
                 let delay = self.world.jitter(delay);
-                warn!(supervisor = self.name, child, reason, delay_ms = delay.as_millis(), "an actor ended and will be restarted");
+                warn!(
+                    supervisor = self.name,
+                    child,
+                    reason,
+                    delay_ms = delay.as_millis(),
+                    "an actor ended and will be restarted"
+                );
                 delay
             }
             Verdict::RestFor(time) => {
-                error!(supervisor = self.name, child, reason, rest_s = time.as_secs(), "an actor keeps failing; it rests");
+                error!(
+                    supervisor = self.name,
+                    child,
+                    reason,
+                    rest_s = time.as_secs(),
+                    "an actor keeps failing; it rests"
+                );
                 self.world.jitter(time)
             }
             Verdict::Escalate => {
@@ -331,7 +351,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_killed_child_is_restarted_and_its_sibling_left_alone() {
         let (a, b) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let specs = vec![child("a", RestartPolicy::SPARE, a.clone(), false), child("b", RestartPolicy::SPARE, b.clone(), false)];
+        let specs = vec![
+            child("a", RestartPolicy::SPARE, a.clone(), false),
+            child("b", RestartPolicy::SPARE, b.clone(), false),
+        ];
         let supervisor = Supervisor { name: "test", world: World::seeded(1) };
         let (supervisor, _join) = Actor::spawn(None, supervisor, specs).await.unwrap();
         for round in 1..=3 {
@@ -350,7 +373,8 @@ mod tests {
     async fn a_spare_child_that_cannot_start_rests_and_is_tried_again_for_ever() {
         let starts = Arc::new(AtomicUsize::new(0));
         let specs = vec![child("broken", RestartPolicy::SPARE, starts.clone(), true)];
-        let (supervisor, _join) = Actor::spawn(None, Supervisor { name: "test", world: World::seeded(2) }, specs).await.unwrap();
+        let (supervisor, _join) =
+            Actor::spawn(None, Supervisor { name: "test", world: World::seeded(2) }, specs).await.unwrap();
         tokio::time::sleep(Duration::from_secs(3600)).await;
         let tried = starts.load(Ordering::Relaxed);
         assert!((50..150).contains(&tried), "tried {tried} times in an hour");
@@ -361,7 +385,8 @@ mod tests {
     async fn an_essential_child_that_keeps_failing_ends_its_supervisor() {
         let starts = Arc::new(AtomicUsize::new(0));
         let specs = vec![child("broken", RestartPolicy::ESSENTIAL, starts, true)];
-        let (supervisor, join) = Actor::spawn(None, Supervisor { name: "test", world: World::seeded(3) }, specs).await.unwrap();
+        let (supervisor, join) =
+            Actor::spawn(None, Supervisor { name: "test", world: World::seeded(3) }, specs).await.unwrap();
         tokio::time::timeout(Duration::from_secs(600), join).await.unwrap().unwrap();
         assert_eq!(supervisor.get_status(), ractor::ActorStatus::Stopped);
     }

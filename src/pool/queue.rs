@@ -101,6 +101,11 @@ impl<T> FairQueue<T> {
         self.forget(number)
     }
 
+    /// What waits under this job's name.
+    pub fn get(&self, job: &JobId) -> Option<&T> {
+        Some(&self.entries[self.by_job.get(job)?].item)
+    }
+
     /// Takes a job out, wherever it stands.
     pub fn remove(&mut self, job: &JobId) -> Option<T> {
         let number = *self.by_job.get(job)?;
