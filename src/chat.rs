@@ -3,6 +3,7 @@
 //! An adapter turns its platform's events into [`Inbound`] and shows [`Reply`]s. It knows neither pool nor sprites.
 
 pub mod terminal;
+pub mod text;
 
 use std::sync::Arc;
 use std::time::Duration;
