@@ -44,7 +44,7 @@ async fn a_message_is_recorded_acknowledged_run_and_answered_once() {
     assert_eq!(rig.journal.job(&job).await.unwrap().unwrap().state, JobState::Accepted);
     let ticket = rig.ticket().await;
     assert_eq!((ticket.spec.prompt.as_str(), ticket.spec.run_timeout), ("hello", RUN_TIMEOUT));
-    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy" }).unwrap();
+    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy".into() }).unwrap();
     start(&ticket);
     for event in [
         AgentEvent::Thread("t".into()),
