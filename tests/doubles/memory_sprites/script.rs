@@ -72,6 +72,8 @@ impl Program {
             ["sh", "-c", _, "janebot-check", canary] => {
                 ("janebot-check", vec![Step::Check { canary: canary.to_owned(), stdin: request.stdin.clone() }])
             }
+            // An agent is tried out while the sprite is built: no job, and it has nothing to say.
+            ["sh", "-c", _, "janebot-run", "-", _, ..] => ("janebot-run -", vec![Step::Exit(0)]),
             ["sh", "-c", _, "janebot-run", env_file, _, ..] => ("janebot-run", job(env_file, &request.stdin)),
             ["true"] => ("true", vec![Step::Exit(0)]),
             ["echo", ref words @ ..] => ("echo", vec![Step::Echo(words.join(" "))]),
