@@ -1,10 +1,11 @@
 //! Agent profiles: how one CLI agent is installed, configured, started, read and stopped. Data plus a parser.
 //!
 //! A profile never runs anything; the runner does, with what [`launch`] gives it. Facts about the CLIs are in the
-//! modules of each agent, with the version they were measured on.
+//! modules of each agent, with the version they were measured on. [`install`] brings their programs to this machine.
 
 pub mod amp;
 pub mod claude;
+pub mod install;
 pub mod shell;
 pub mod stream;
 mod text;
