@@ -140,6 +140,12 @@ pub enum AgentKind {
 
 impl AgentKind {
     pub const ALL: [Self; 3] = [Self::Shell, Self::Amp, Self::Claude];
+
+    /// The agent with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Shell => "shell",

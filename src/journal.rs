@@ -22,7 +22,9 @@ pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// Another process holds the journal; `holder` names it, as in `process 4711`.
-    #[error("another janebot ({holder}) is running with the journal {path}: stop it, or give this one its own DATA_DIR")]
+    #[error(
+        "another janebot ({holder}) is running with the journal {path}: stop it, or give this one its own DATA_DIR"
+    )]
     InUse { path: String, holder: String },
     /// Made by a newer version; opening it could damage it.
     #[error(

@@ -147,6 +147,10 @@ pub enum NotStarted {
     NoRunner {
         message: String,
     },
+    /// The agent would not take this prompt, or is not set up; `message` says which.
+    Unsuitable {
+        message: String,
+    },
     /// The lease could not be written to the journal.
     Journal {
         message: String,

@@ -4,9 +4,9 @@
 //!
 //! `JANEBOT_SIM_SEEDS=N` runs N seeds instead of the default; `JANEBOT_SIM_SEED=S` runs one and prints its log.
 
-mod doubles;
 #[path = "sim/chat.rs"]
 mod chat;
+mod doubles;
 #[path = "sim/process.rs"]
 mod process;
 #[path = "sim/scenario.rs"]

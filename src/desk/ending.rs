@@ -146,6 +146,10 @@ pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
             message: "janebot is stopping and the agent was not started: send this again in a minute.".into(),
         },
         NotStarted::NoRunner { message } => no_runner(job, &message),
+        NotStarted::Unsuitable { message } => Outcome::Refused {
+            reason: RefuseReason::Unsuitable,
+            message: format!("Job {job} can't be run: {message}."),
+        },
         NotStarted::Journal { message } => failed(
             FailReason::Journal,
             format!(

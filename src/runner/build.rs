@@ -10,7 +10,9 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
 use super::{Context, Trouble, claim, scripts};
+use crate::agent::{self, Launch};
 use crate::config::{AgentKind, AgentsConfig};
+use crate::job::JobSpec;
 use crate::journal::{Journal, RunnerRow};
 use crate::sprites::{NetworkPolicy, Sprites, SpritesError};
 
@@ -33,6 +35,8 @@ pub struct BuildPlan {
     pub agents: AgentsConfig,
     /// The version of each agent's program; `shell` has none, it is the sprite's own bash.
     pub versions: BTreeMap<AgentKind, String>,
+    /// Each agent's server as seen from the sprite; `shell` has none.
+    pub urls: BTreeMap<AgentKind, String>,
     /// What jobs may reach.
     pub policy: NetworkPolicy,
     /// Names of the agents, then a hash over all that goes in, as in `claude+shell-1f0c…`.
@@ -56,11 +60,13 @@ impl BuildPlan {
         agents: AgentsConfig,
         policy: NetworkPolicy,
         versions: BTreeMap<AgentKind, String>,
+        urls: BTreeMap<AgentKind, String>,
         isolation: String,
         warnings: Vec<String>,
         fetch: Fetch,
     ) -> Self {
         let mut input = String::new();
+        // The URLs are told at each start, so they are no part of the machine.
         for (kind, version) in &versions {
             writeln!(input, "agent {} {version}", kind.name()).expect("a String takes any text");
         }
@@ -72,7 +78,17 @@ impl BuildPlan {
         }
         let hash = hex::encode(&Sha256::digest(input.as_bytes())[..8]);
         let fingerprint = format!("{}-{hash}", names(&agents.installed()));
-        Self { agents, versions, policy, fingerprint, isolation, warnings, fetch }
+        Self { agents, versions, urls, policy, fingerprint, isolation, warnings, fetch }
+    }
+
+    /// What a runner needs to run this job.
+    ///
+    /// # Errors
+    /// In words for whoever asked, when its agent would not take the job.
+    pub fn launch(&self, spec: &JobSpec) -> Result<Launch, String> {
+        let kind = AgentKind::named(&spec.agent).ok_or_else(|| format!("there is no agent {}", spec.agent))?;
+        let url = self.urls.get(&kind).map_or("", String::as_str);
+        agent::launch(kind, &self.agents, url, &spec.prompt).map_err(|error| error.to_string())
     }
 
     /// Whether a sprite of this other generation has the agents that this plan's jobs need.

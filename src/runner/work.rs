@@ -56,10 +56,10 @@ pub async fn work<S: Sprites, J: Journal>(
         return WorkEnd::Over(JobEnd::Untouched);
     }
     let queue_wait = ticket.asked_at.elapsed();
-    let launch = match crate::agent::launch(&plan.agents, &spec) {
+    let launch = match plan.launch(&spec) {
         Ok(launch) => launch,
         Err(message) => {
-            ticket.tell(JobEvent::NotStarted(NotStarted::NoRunner { message }));
+            ticket.tell(JobEvent::NotStarted(NotStarted::Unsuitable { message }));
             return WorkEnd::Over(JobEnd::Untouched);
         }
     };

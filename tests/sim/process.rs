@@ -53,6 +53,7 @@ pub fn plan(generation: u32) -> Arc<BuildPlan> {
         agents,
         NetworkPolicy::allow(["api.anthropic.com"]),
         BTreeMap::from([(AgentKind::Claude, version)]),
+        BTreeMap::new(),
         "simulated".into(),
         Vec::new(),
         Arc::new(move |_| std::future::ready(Ok(program.clone())).boxed()),

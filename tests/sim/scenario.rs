@@ -371,7 +371,10 @@ impl Stage<'_> {
             Some(Outcome::Answered { answer }) => {
                 totals.answered += 1;
                 if message.answer.as_deref() != Some(answer.trim()) {
-                    broken.push(format!("clean: message {number} should be answered {:?} and is {answer:?}", message.answer));
+                    broken.push(format!(
+                        "clean: message {number} should be answered {:?} and is {answer:?}",
+                        message.answer
+                    ));
                 }
                 if !ran {
                     broken.push(format!("message {number} is answered and never ran"));
