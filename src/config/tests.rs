@@ -258,6 +258,18 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
+fn the_command_lines_file_wins_over_the_environments() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one.toml"), folder.path().join("two.toml"));
+    std::fs::write(&one, "runners = 3").unwrap();
+    std::fs::write(&two, "max_queue = 7").unwrap();
+    let env = env(&[("JANEBOT_CONFIG", one.to_str().unwrap())]);
+    assert_eq!(Config::load(&env, None).unwrap().pool.runners, 3);
+    let config = Config::load(&env, Some(&two)).unwrap();
+    assert_eq!((config.pool.runners, config.pool.max_queue), (2, 7), "one file, not both");
+}
+
+#[test]
 fn a_bad_file_is_explained() {
     let table = [
         ("runners = [1]", "a list is too much"),
