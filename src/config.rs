@@ -1,4 +1,17 @@
 //! Every setting, typed and documented, read from the environment and an optional TOML file and validated together.
+//!
+//! Parts: `keys` (the list of all settings, from which README's table is printed), `source` (where texts come from,
+//! and errors), `value` (how one text is read), `load` (the whole, and the rules between settings), `reach` (how a
+//! sprite reaches an agent's server), `show` (the effective settings, without secrets).
+
+mod keys;
+mod load;
+mod reach;
+mod show;
+mod source;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,6 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+pub use keys::reference;
+pub use source::{ConfigError, ConfigErrors, Origin};
 
 /// The service's settings. Secrets are [`SecretString`]s, which print as `[REDACTED]`.
 #[derive(Clone, Debug)]
@@ -158,7 +174,8 @@ impl AgentKind {
 #[derive(Clone, Debug)]
 pub struct AmpConfig {
     pub key: SecretString,
-    /// `AMP_URL`: origin of the Amp server. Default `https://ampcode.com`.
+    /// `AMP_URL`: origin of the Amp server, as a sprite reaches it: the name of a [`Grant`] where only this machine
+    /// reaches the server itself. Default `https://ampcode.com`.
     pub url: String,
     /// `AGENT_MODE`: low, medium, high, ultra; the server decides what a word means. Default medium.
     pub mode: String,
@@ -171,7 +188,7 @@ pub struct AmpConfig {
 #[derive(Clone, Debug)]
 pub struct ClaudeConfig {
     pub key: SecretString,
-    /// `ANTHROPIC_BASE_URL`. Default `https://api.anthropic.com`.
+    /// `ANTHROPIC_BASE_URL`, as a sprite reaches it, like [`AmpConfig::url`]. Default `https://api.anthropic.com`.
     pub url: String,
     /// `CLAUDE_MODEL`: passed on when set.
     pub model: Option<String>,

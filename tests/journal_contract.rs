@@ -7,6 +7,7 @@ use janebot::journal::{Accepted, JobRow, JobState, Journal, JournalError, Runner
 use janebot::pool::receipt::Receipt;
 use janebot::sprites::CheckpointId;
 use jiff::Timestamp;
+use proptest::prelude::*;
 
 fn at(second: i64) -> Timestamp {
     // Nanoseconds, because the wall clock has them and a store must not lose them.
@@ -324,4 +325,95 @@ async fn a_fault_in_memory_fails_the_call_and_changes_nothing() {
     assert_eq!(journal.job(&id("a")).await.unwrap(), Some(job("a")));
     journal.heal();
     assert!(journal.end(&id("a"), &answered("x"), &Timings::default(), None, at(1)).await.unwrap());
+}
+
+/// One call with small numbers for names, so that calls meet.
+#[derive(Clone, Debug)]
+enum Step {
+    Accept { job: u8, message: u8 },
+    Lease { job: u8, runner: u8, fence: u64 },
+    Unlease { job: u8 },
+    End { job: u8 },
+    Built { runner: u8, sprite: u8, fence: u64 },
+    Clean { runner: u8, sprite: u8 },
+    Forget { runner: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (job, runner, sprite, fence) = (0..4u8, 0..2u8, 0..2u8, 0..8u64);
+    prop_oneof![
+        (job.clone(), 0..5u8).prop_map(|(job, message)| Step::Accept { job, message }),
+        (job.clone(), runner.clone(), fence.clone()).prop_map(|(job, runner, fence)| Step::Lease {
+            job,
+            runner,
+            fence
+        }),
+        job.clone().prop_map(|job| Step::Unlease { job }),
+        job.prop_map(|job| Step::End { job }),
+        (runner.clone(), sprite.clone(), fence).prop_map(|(runner, sprite, fence)| Step::Built {
+            runner,
+            sprite,
+            fence
+        }),
+        (runner.clone(), sprite).prop_map(|(runner, sprite)| Step::Clean { runner, sprite }),
+        runner.prop_map(|runner| Step::Forget { runner }),
+    ]
+}
+
+/// Takes the step; the answer as text.
+async fn take(journal: &impl Journal, step: &Step, second: i64) -> String {
+    let job_id = |number: &u8| id(&format!("j{number}"));
+    let name = |number: &u8| format!("r{number}");
+    match step {
+        Step::Accept { job: number, message } => {
+            let row =
+                JobRow { job: job_id(number), message_key: format!("m{message}"), accepted_at: at(second), ..job("") };
+            format!("{:?}", journal.accept(&row).await)
+        }
+        Step::Lease { job, runner, fence } => {
+            format!("{:?}", journal.lease(&job_id(job), &name(runner), *fence, &format!("c{fence}"), at(second)).await)
+        }
+        Step::Unlease { job } => format!("{:?}", journal.unlease(&job_id(job)).await),
+        Step::End { job } => {
+            let timings = Timings { total_ms: second as u64, ..Timings::default() };
+            format!("{:?}", journal.end(&job_id(job), &answered("x"), &timings, None, at(second)).await)
+        }
+        Step::Built { runner: number, sprite, fence } => {
+            let row = RunnerRow { sprite_id: format!("s{sprite}"), fence: *fence, ..runner(&name(number)) };
+            format!("{:?}", journal.built(&row).await)
+        }
+        Step::Clean { runner, sprite } => {
+            let receipt =
+                Receipt { sprite_id: format!("s{sprite}"), boot: format!("b{second}"), ..receipt(&name(runner)) };
+            format!("{:?}", journal.clean(&name(runner), &receipt).await)
+        }
+        Step::Forget { runner } => format!("{:?}", journal.forget_runner(&name(runner)).await),
+    }
+}
+
+/// All that can be read back.
+async fn seen(journal: &impl Journal) -> String {
+    let runners = (journal.runner("r0").await.unwrap(), journal.runner("r1").await.unwrap());
+    format!("{:#?}", (journal.recent_jobs(99).await.unwrap(), journal.open_jobs().await.unwrap(), runners))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The simulation's journal is only worth something as long as nobody can tell it from the real one.
+    #[test]
+    fn whatever_is_called_both_journals_answer_the_same(steps in proptest::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let sqlite = SqliteJournal::open(folder.path().join("journal.sqlite")).await.unwrap();
+            let memory = MemoryJournal::new();
+            for (second, step) in steps.iter().enumerate() {
+                let answers = (take(&sqlite, step, second as i64).await, take(&memory, step, second as i64).await);
+                prop_assert_eq!(answers.0, answers.1, "{:?}", step);
+                prop_assert_eq!(seen(&sqlite).await, seen(&memory).await, "{:?}", step);
+            }
+            Ok(())
+        })?;
+    }
 }

@@ -305,6 +305,24 @@ async fn a_second_process_is_told_who_has_the_journal_until_that_one_dies() {
 }
 
 #[tokio::test]
+async fn a_reader_sees_what_the_service_writes_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.sqlite");
+    let missing = SqliteJournal::open_to_read(&path).await.unwrap_err();
+    assert!(missing.to_string().contains("there is none"), "{missing}");
+    assert!(!path.exists());
+
+    let service = SqliteJournal::open(&path).await.unwrap();
+    let reader = SqliteJournal::open_to_read(&path).await.unwrap();
+    service.accept(&job(1, "a prompt")).await.unwrap();
+    assert_eq!(reader.recent_jobs(9).await.unwrap(), vec![job(1, "a prompt")]);
+    let refused = reader.accept(&job(2, "a prompt")).await.unwrap_err();
+    assert!(refused.to_string().contains("read-only"), "{refused}");
+    drop(service);
+    assert_eq!(reader.recent_jobs(9).await.unwrap(), vec![job(1, "a prompt")], "also when the service has gone");
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_named_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
@@ -338,6 +356,10 @@ async fn a_damaged_file_is_named_and_left_as_it_is() {
             let _ = std::fs::remove_file(folder.path().join(format!("damaged{suffix}")));
         }
         let error = SqliteJournal::open(&path).await.expect_err(name);
+        // A reader looks at single pages only; whatever it finds, it does not panic.
+        if let Ok(reader) = SqliteJournal::open_to_read(&path).await {
+            let _ = reader.recent_jobs(1000).await;
+        }
         assert!(matches!(error, JournalError::Corrupt { .. }), "{name}: {error:?}");
         assert!(error.to_string().contains("backup"), "{name}: {error}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "{name}");

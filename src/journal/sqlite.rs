@@ -2,7 +2,7 @@
 //!
 //! One connection, used by one call at a time, on a thread of sqlx's own. Every write is a single statement that commits
 //! by itself, so a caller who is dropped half-way, a full disk or a killed process leaves all of it or nothing. The
-//! process that has the journal open holds a lock beside it ([`open`]); a second one is told who that is.
+//! process that has the journal open holds a lock beside it (`open`); a second one is told who that is.
 
 mod open;
 mod row;
@@ -27,8 +27,8 @@ pub struct SqliteJournal(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     connection: Mutex<SqliteConnection>,
-    /// Held as long as the connection; declared after it, so that it is released after it.
-    _lock: open::Lock,
+    /// Held as long as the connection; declared after it, so that it is released after it. A reader has none.
+    _lock: Option<open::Lock>,
 }
 
 impl std::fmt::Debug for SqliteJournal {
@@ -45,7 +45,18 @@ impl SqliteJournal {
     /// at `path` before is then still there, unchanged.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let (path, connection, lock) = open::open(path.as_ref()).await?;
-        Ok(Self(Arc::new(Inner { path, connection: Mutex::new(connection), _lock: lock })))
+        Ok(Self(Arc::new(Inner { path, connection: Mutex::new(connection), _lock: Some(lock) })))
+    }
+
+    /// Opens the journal at `path` for looking only, as it is at each call, while a service may be writing it. Writes
+    /// fail.
+    ///
+    /// # Errors
+    /// As [`SqliteJournal::open`], but never [`JournalError::InUse`]; a file that is not there is not made.
+    pub async fn open_to_read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let connection = open::open_to_read(&path).await?;
+        Ok(Self(Arc::new(Inner { path, connection: Mutex::new(connection), _lock: None })))
     }
 
     async fn connection(&self) -> MutexGuard<'_, SqliteConnection> {
