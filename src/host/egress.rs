@@ -1,1 +1,4 @@
+//! The only way out of a sandbox.
 
+pub mod policy;
+mod presets;
