@@ -36,8 +36,8 @@ use crate::world::World;
 use admission::{Refusal, Settings, Situation};
 use conversation::{Conversation, ConversationMsg};
 use debts::Debts;
-use front::DeskHandle;
 use ending::{Ended, JOURNAL_PATIENCE};
+use front::DeskHandle;
 
 /// How long conversations may take to stop. They only drop what they hold.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -101,8 +101,7 @@ pub struct Desk<J> {
 /// The desk as a child for the root supervisor, and the way to it over all restarts.
 pub fn child<J: Journal>(desk: Desk<J>) -> (ChildSpec, DeskHandle) {
     let (current, follow) = watch::channel(None);
-    let handle =
-        DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.default_agent);
+    let handle = DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.default_agent);
     let current = Arc::new(current);
     let mut spec = ChildSpec::new("desk", RestartPolicy::ESSENTIAL, move |root| {
         let (desk, current) = (desk.clone(), current.clone());

@@ -5,7 +5,9 @@
 //! the [`agent`], restores the sprite, proves that it is clean and offers itself again. `actors.md` draws the tree.
 
 pub mod agent;
+pub mod app;
 pub mod chat;
+pub mod cli;
 pub mod config;
 pub mod desk;
 pub mod host;

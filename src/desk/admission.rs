@@ -30,13 +30,8 @@ pub struct Settings {
 
 impl Settings {
     pub fn of(config: &Config) -> Self {
-        let configured = |kind: &AgentKind| match kind {
-            AgentKind::Shell => true,
-            AgentKind::Amp => config.agents.amp.is_some(),
-            AgentKind::Claude => config.agents.claude.is_some(),
-        };
         Self {
-            agents: AgentKind::ALL.into_iter().filter(configured).collect(),
+            agents: config.agents.installed(),
             default_agent: config.agents.default,
             run_timeout: config.pool.run_timeout,
             queue_timeout: config.pool.queue_timeout,

@@ -205,7 +205,7 @@ impl<J: Journal> Conversation<J> {
             JobEvent::Queued { ahead, reason } => {
                 run.phase = Phase::Waiting;
                 run.watch_unless_cancelled(me, run.queue_patience(&self.settings));
-                self.progress(&run.hearing.job, Progress::Queued { ahead, reason: reason.to_owned() });
+                self.progress(&run.hearing.job, Progress::Queued { ahead, reason });
             }
             JobEvent::Granted { runner } => {
                 run.phase = Phase::Checking;
@@ -230,6 +230,8 @@ impl<J: Journal> Conversation<J> {
             }
             JobEvent::NotStarted(why) => {
                 let outcome = match (why, &run.cancelled_by) {
+                    // Against the contract; what the agent did is then not known.
+                    (_, _) if matches!(run.phase, Phase::Running { .. }) => ending::interrupted(&run.hearing.job, true),
                     (NotStarted::Cancelled, Some(_)) => run.cancelled_before_start(),
                     (why, _) => ending::not_started(&run.hearing.job, why, self.settings.queue_timeout),
                 };

@@ -1,0 +1,159 @@
+//! The service as a whole: builds the tree of actors, is the way in for the command line, and stops it in order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use tokio::time::{Instant, timeout};
+
+use crate::chat::Inbound;
+use crate::config::Config;
+use crate::desk::admission::Settings;
+use crate::desk::debts::Debts;
+use crate::desk::front::DeskHandle;
+use crate::desk::recovery::{self, Interrupted};
+use crate::desk::{self, Desk, DeskStatus, Target};
+use crate::job::RequesterId;
+use crate::journal::sqlite::SqliteJournal;
+use crate::journal::{Journal, JournalError};
+use crate::pool::{PoolHandle, PoolStatus};
+use crate::supervise::{self, ChildSpec, Supervisor};
+use crate::world::World;
+
+/// How long the tree may take to stop once its jobs have ended. Each child has a shorter time of its own.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The running service.
+pub struct App {
+    root: ActorRef<supervise::Msg>,
+    desk: DeskHandle,
+    pool: PoolHandle,
+    settings: Arc<Settings>,
+    world: World,
+    interrupted: Vec<Interrupted>,
+}
+
+/// What an [`App`] is put together from.
+pub struct Parts<J> {
+    pub journal: J,
+    pub world: World,
+    pub settings: Settings,
+    /// Started before the desk, in this order, and stopped after it; the pool is among them.
+    pub children: Vec<ChildSpec>,
+    pub pool: PoolHandle,
+}
+
+/// The embedded host, serving on its own.
+pub struct Machines {
+    pub url: String,
+    /// Readable by this user alone.
+    pub token_file: PathBuf,
+}
+
+impl Machines {
+    pub async fn stop(self) {}
+}
+
+/// Starts the embedded host without the rest of the service.
+///
+/// # Errors
+/// When this machine can't isolate as configured, or the address is taken.
+pub async fn serve_machines(config: &Config, world: &World) -> Result<Machines, StartError> {
+    let _ = (config, world);
+    Err(StartError::Machines("the machines are not connected yet".into()))
+}
+
+/// Why the service did not start. Messages say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("janebot could not start its parts ({0})")]
+    Actors(String),
+    #[error("{0}")]
+    Machines(String),
+}
+
+impl App {
+    /// Starts the service as configured.
+    ///
+    /// # Errors
+    /// When it can't do its work so, which leaves nothing running.
+    pub async fn start(config: &Config, world: World) -> Result<Self, StartError> {
+        let _journal = SqliteJournal::open(&config.journal_path).await?;
+        let _ = world;
+        Err(StartError::Machines("the machines are not connected yet".into()))
+    }
+
+    /// Puts the service together: ends what an earlier process left open, then starts the tree.
+    ///
+    /// # Errors
+    /// When the journal fails, or the root can't be started.
+    pub async fn assemble<J: Journal>(parts: Parts<J>) -> Result<Self, StartError> {
+        let Parts { journal, world, settings, mut children, pool } = parts;
+        let interrupted = recovery::recover(&journal, &world).await?;
+        let settings = Arc::new(settings);
+        let (desk_child, desk) = desk::child(Desk {
+            journal,
+            pool: pool.clone(),
+            world: world.clone(),
+            settings: settings.clone(),
+            debts: Debts::default(),
+        });
+        children.push(desk_child);
+        let supervisor = Supervisor { name: "root", world: world.clone() };
+        let (root, _join) =
+            Actor::spawn(None, supervisor, children).await.map_err(|error| StartError::Actors(error.to_string()))?;
+        Ok(Self { root, desk, pool, settings, world, interrupted })
+    }
+
+    /// Hands in a message; its replies tell what becomes of it.
+    pub async fn send(&self, inbound: Inbound) {
+        self.desk.send(inbound).await;
+    }
+
+    /// Asks jobs to stop. Returns how many are meant, or `None` when the desk does not answer.
+    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<usize> {
+        self.desk.cancel(target, by).await
+    }
+
+    /// How things stand; a part that does not answer is missing.
+    pub async fn status(&self) -> (Option<DeskStatus>, Option<PoolStatus>) {
+        tokio::join!(self.desk.status(), self.pool.status())
+    }
+
+    /// Jobs that the end of an earlier process interrupted, oldest first.
+    pub fn interrupted(&self) -> &[Interrupted] {
+        &self.interrupted
+    }
+
+    /// Waits until the service stops by itself, which it does only when a part fails again and again.
+    pub async fn failed(&self) {
+        // An error means that it has stopped before.
+        let _ = self.root.wait(None).await;
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Takes nothing new, waits for jobs until `deadline`, ends the rest as interrupted and stops everything.
+    pub async fn shutdown(self, deadline: Instant) {
+        let left = self.desk.drain(deadline).await;
+        if left > 0 {
+            tracing::warn!(left, "stopping although jobs have not ended: they are interrupted");
+        }
+        let stopped = self.root.call(supervise::Msg::StopChildren, Some(STOP_PATIENCE)).await;
+        if !matches!(stopped, Ok(ractor::rpc::CallResult::Success(()))) {
+            tracing::error!("not everything stopped in time: ending it by force");
+        }
+        self.root.stop(None);
+        // It has nothing left to stop; whatever hangs is killed with it.
+        let _ = timeout(Duration::from_secs(1), self.root.wait(None)).await;
+    }
+}

@@ -1,0 +1,254 @@
+//! The command line: what can be asked for, and the way from there to the parts that do it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::time::Instant;
+
+use crate::app::{App, StartError, serve_machines};
+use crate::chat::terminal::ask::{self, Form, note};
+use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
+use crate::config::{self, Config};
+use crate::desk::admission::{MAX_RUN_TIMEOUT, Refusal, Settings, check_agent, check_prompt};
+use crate::job::{JobReport, Outcome, Timings};
+use crate::observe::{self, LogFormat};
+use crate::world::World;
+
+/// What a job may still take when the terminal's owner has gone.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A coding agent in your team's chat, run inside verified-clean sandboxes.
+#[derive(Parser)]
+#[command(name = "janebot", version, about, disable_help_subcommand = true)]
+struct Cli {
+    /// Settings file (TOML); the environment wins over it
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What to log to standard error: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one prompt and print the answer
+    ///
+    /// Exit status: 0 answered, 1 failed, 2 bad usage or configuration, 3 refused, 130 cancelled.
+    Ask(AskArgs),
+    /// Talk to an agent in this terminal
+    Chat {
+        /// Agent to talk to
+        #[arg(long, value_name = "NAME")]
+        agent: Option<String>,
+    },
+    /// Serve the configured chats (the default)
+    Serve,
+    /// Serve only the Sprites API of this machine
+    Host,
+    /// Print the settings in use, and what can be set
+    Config,
+}
+
+#[derive(Args)]
+struct AskArgs {
+    /// What the agent should do; `-` or nothing reads standard input
+    prompt: Option<String>,
+    /// Agent to use
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
+    /// Longest time for the agent's run, as in `90s` or `1h 30m`
+    #[arg(long, value_name = "TIME", value_parser = run_timeout)]
+    timeout: Option<Duration>,
+    /// Print one JSON object with all that is known of the job
+    #[arg(long)]
+    json: bool,
+    /// Save the files that the agent leaves in this folder, which must be new or empty
+    #[arg(long, value_name = "FOLDER")]
+    files: Option<PathBuf>,
+}
+
+fn run_timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as in 90s or 1h 30m"))?;
+    match time {
+        Duration::ZERO => Err("it leaves the agent no time".into()),
+        time if time > MAX_RUN_TIMEOUT => Err("the longest run is 24h".into()),
+        time => Ok(time),
+    }
+}
+
+/// Runs the program with these arguments, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output with status 0, complaints to standard error with status 2.
+            let _ = error.print();
+            return if error.use_stderr() { exit(Exit::Usage) } else { ExitCode::SUCCESS };
+        }
+    };
+    exit(execute(cli))
+}
+
+fn exit(exit: Exit) -> ExitCode {
+    ExitCode::from(exit.status())
+}
+
+fn execute(cli: Cli) -> Exit {
+    let env = Config::environment();
+    let config = match Config::load(&env, cli.config.as_deref()) {
+        Ok(config) => config,
+        Err(errors) => return complain(&errors.to_string()),
+    };
+    let command = match cli.command.unwrap_or(Command::Serve) {
+        Command::Config => return print_config(&config),
+        Command::Serve => return complain(NO_CHAT),
+        Command::Ask(args) => match Asked::read(args, &config) {
+            Ok(asked) => Work::Terminal(Terminal::Ask(asked)),
+            Err(exit) => return exit,
+        },
+        Command::Chat { agent } => match check_agent(agent.as_deref(), &Settings::of(&config)) {
+            Ok(agent) => Work::Terminal(Terminal::Chat(agent)),
+            Err(refusal) => {
+                note(&refusal.message);
+                return Exit::Refused;
+            }
+        },
+        Command::Host => Work::Host,
+    };
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work(command, &config, &env, cli.log.as_deref())),
+        Err(error) => complain(&format!("no threads can be started ({error})")),
+    }
+}
+
+const NO_CHAT: &str = "there is no chat to serve yet: talk to an agent here with `janebot chat`, run one prompt with \
+    `janebot ask \"…\"`, or see all commands with `janebot --help`";
+
+fn complain(problem: &str) -> Exit {
+    note(problem);
+    Exit::Usage
+}
+
+fn print_config(config: &Config) -> Exit {
+    use std::io::Write;
+    // A reader who has seen enough closes the pipe.
+    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
+    Exit::Answered
+}
+
+/// What needs the runtime.
+enum Work {
+    Terminal(Terminal),
+    Host,
+}
+
+enum Terminal {
+    Ask(Asked),
+    Chat(config::AgentKind),
+}
+
+struct Asked {
+    message: Message,
+    form: Form,
+}
+
+impl Asked {
+    /// Everything that can be told wrong before anything is started.
+    fn read(args: AskArgs, config: &Config) -> Result<Self, Exit> {
+        let form = Form { json: args.json, files: args.files };
+        let text = ask::prompt(args.prompt).map_err(|problem| complain(&problem))?;
+        let settings = Settings::of(config);
+        let checked = check_prompt(&text).and_then(|()| check_agent(args.agent.as_deref(), &settings));
+        if let Err(refusal) = checked {
+            let agent = args.agent.unwrap_or_else(|| settings.default_agent.name().to_owned());
+            return Err(ask::print(&refused(refusal, agent), &[], &form));
+        }
+        if let Some(folder) = &form.files {
+            crate::chat::terminal::prepare_folder(folder).map_err(|problem| complain(&problem))?;
+        }
+        Ok(Self { message: Message { text, agent: args.agent, timeout: args.timeout }, form })
+    }
+}
+
+fn refused(refusal: Refusal, agent: String) -> JobReport {
+    let world = World::real();
+    JobReport {
+        job: world.job_id(),
+        outcome: Outcome::Refused { reason: refusal.reason, message: refusal.message },
+        agent,
+        timings: Timings::default(),
+        receipt: None,
+        usage: None,
+        files: Vec::new(),
+        notes: Vec::new(),
+        ended_at: world.now(),
+    }
+}
+
+async fn work(work: Work, config: &Config, env: &BTreeMap<String, String>, level: Option<&str>) -> Exit {
+    let world = World::real();
+    let (default_level, format) = match &work {
+        Work::Terminal(_) => ("warn", LogFormat::Human),
+        Work::Host => ("info", LogFormat::Json),
+    };
+    let telemetry = match observe::start(level.unwrap_or(default_level), format, env, &world) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return complain(&error.to_string()),
+    };
+    let mut interrupts = match Interrupts::catch() {
+        Ok(interrupts) => interrupts,
+        Err(error) => return complain(&format!("signals can't be caught ({error})")),
+    };
+    let exit = match work {
+        Work::Host => host(config, world, &mut interrupts).await,
+        Work::Terminal(command) => terminal(command, config, world, &mut interrupts).await,
+    };
+    telemetry.shutdown().await;
+    exit
+}
+
+async fn terminal(command: Terminal, config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
+    let started = tokio::select! {
+        biased;
+        started = App::start(config, world) => started,
+        () = interrupts.next() => return Exit::Interrupted,
+    };
+    let app = match started {
+        Ok(app) => app,
+        Err(error) => return complain(&error.to_string()),
+    };
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+    let session = Session::new(&user, app.world());
+    let exit = match command {
+        Terminal::Ask(Asked { message, form }) => ask::ask(&app, &session, message, &form, interrupts).await,
+        Terminal::Chat(agent) => repl::chat(&app, &session, agent, interrupts).await,
+    };
+    tokio::select! {
+        biased;
+        () = app.shutdown(Instant::now() + LEAVE_WITHIN) => {}
+        // Whoever asks once more does not want to wait for order.
+        () = interrupts.next() => {}
+    }
+    exit
+}
+
+async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
+    let machines = match serve_machines(config, &world).await {
+        Ok(machines) => machines,
+        Err(error @ (StartError::Journal(_) | StartError::Actors(_) | StartError::Machines(_))) => {
+            return complain(&error.to_string());
+        }
+    };
+    println!("SPRITES_API_URL={}", machines.url);
+    println!("# The token is in {}:", machines.token_file.display());
+    println!("# export SPRITES_TOKEN=\"$(cat {})\"", machines.token_file.display());
+    interrupts.next().await;
+    machines.stop().await;
+    Exit::Answered
+}
