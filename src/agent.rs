@@ -1,20 +1,26 @@
 //! Agent profiles: how one CLI agent is installed, configured, started, read and stopped. Data plus a parser.
 //!
-//! A profile never runs anything; the runner does, with what a profile gives it. Facts about the CLIs are in the
-//! modules of each agent, with the version they were measured on.
+//! A profile never runs anything; the runner does, with what [`launch`] gives it. Facts about the CLIs are in the
+//! modules of each agent, with the version they were measured on. [`install`] brings their programs to this machine.
 
 pub mod amp;
 pub mod claude;
+pub mod install;
 pub mod shell;
 pub mod stream;
+mod text;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{AgentKind, AgentsConfig};
 use crate::sprites::Signal;
+
+/// What every agent is told about its part: who it is, what to trust, what to leave alone.
+const GUIDANCE: &str = include_str!("agent/guidance.md");
 
 /// What a runner needs to run one prompt with one agent.
 pub struct Launch {
@@ -31,6 +37,7 @@ pub struct Launch {
 }
 
 /// A file for the job: `path` is relative to the sprite user's home.
+#[derive(Clone)]
 pub struct JobFile {
     pub path: String,
     pub mode: u32,
@@ -62,18 +69,35 @@ pub enum AgentEvent {
     Thread(String),
     /// It said something on the way (not the final answer).
     Says(String),
-    ToolStarted { id: String, name: String, summary: String },
-    ToolEnded { id: String, is_error: bool },
+    ToolStarted {
+        id: String,
+        name: String,
+        summary: String,
+    },
+    ToolEnded {
+        id: String,
+        is_error: bool,
+    },
 }
 
 /// How a run ended, as the agent's output tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AgentResult {
-    Answered { answer: String, details: Details },
+    Answered {
+        answer: String,
+        details: Details,
+    },
     /// The agent reported a failure, or `shell`'s script exited with a status other than zero.
-    Failed { message: String, answer_so_far: Option<String>, details: Details },
+    Failed {
+        message: String,
+        answer_so_far: Option<String>,
+        details: Details,
+    },
     /// No result: the infrastructure failed. `message` quotes the end of standard error and the exit status.
-    NoResult { message: String, details: Details },
+    NoResult {
+        message: String,
+        details: Details,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -95,4 +119,156 @@ pub struct Usage {
     /// US dollars, where the agent reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
+}
+
+/// Why a prompt can't be given to an agent. Found before anything is started.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    #[error("the agent {agent} is not configured: set {setting}")]
+    NotConfigured { agent: &'static str, setting: &'static str },
+    /// amp would wait for a login for ever, claude say that nobody is logged in.
+    #[error("{setting} is empty: set it to a key, or remove it to do without this agent")]
+    EmptyKey { setting: &'static str },
+    #[error("{setting} holds a line end or another control character: it can't be sent as a key")]
+    UnusableKey { setting: &'static str },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("the prompt holds a NUL character, which no agent takes")]
+    NulInPrompt,
+    #[error("the prompt is too long for {agent}: {bytes} bytes as JSON, and it takes {limit}")]
+    PromptTooLarge { agent: &'static str, bytes: usize, limit: usize },
+}
+
+/// The URL of the agent's server, as configured; none for `shell`. A sprite may reach it under another name.
+pub fn server_url(kind: AgentKind, config: &AgentsConfig) -> Option<&str> {
+    match kind {
+        AgentKind::Shell => None,
+        AgentKind::Amp => config.amp.as_ref().map(|amp| amp.url.as_str()),
+        AgentKind::Claude => config.claude.as_ref().map(|claude| claude.url.as_str()),
+    }
+}
+
+/// What a runner needs to run `prompt` with this agent. `url` is the agent's server as seen from the sprite; `shell`
+/// has none and looks at none.
+///
+/// # Errors
+/// When the agent is not configured or would not take the prompt.
+pub fn launch(kind: AgentKind, config: &AgentsConfig, url: &str, prompt: &str) -> Result<Launch, LaunchError> {
+    if prompt.trim().is_empty() {
+        return Err(LaunchError::EmptyPrompt);
+    }
+    if prompt.contains('\0') {
+        return Err(LaunchError::NulInPrompt);
+    }
+    let missing = |setting| LaunchError::NotConfigured { agent: kind.name(), setting };
+    match kind {
+        AgentKind::Shell => Ok(shell::launch(prompt)),
+        AgentKind::Amp => amp::launch(config.amp.as_ref().ok_or(missing("AMP_API_KEY"))?, url, prompt),
+        AgentKind::Claude => claude::launch(config.claude.as_ref().ok_or(missing("ANTHROPIC_API_KEY"))?, url, prompt),
+    }
+}
+
+/// The key in `setting`, without white space around it (a key read from a file ends with a line feed).
+fn usable_key(setting: &'static str, key: &SecretString) -> Result<SecretString, LaunchError> {
+    let key = key.expose_secret().trim();
+    match key {
+        "" => Err(LaunchError::EmptyKey { setting }),
+        key if key.chars().any(char::is_control) => Err(LaunchError::UnusableKey { setting }),
+        key => Ok(key.into()),
+    }
+}
+
+/// The value of NO_PROXY: loopback, and the agent's server when it is reached in the clear, as only one close by is. A
+/// proxy that a sprite has for the way to the internet stays in use for the rest.
+fn no_proxy(url: &str) -> String {
+    let near = "127.0.0.1,localhost";
+    match url.parse::<http::Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("http") => format!("{near},{}", uri.host().unwrap_or_default()),
+        _ => near.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AmpConfig, ClaudeConfig};
+
+    fn config() -> AgentsConfig {
+        let amp = AmpConfig {
+            key: " sgamp-'quoted' \"key\" $HOME\n".into(),
+            url: "https://ampcode.com".into(),
+            mode: "medium".into(),
+            version: amp::VERSION.into(),
+            path: None,
+        };
+        let claude = ClaudeConfig {
+            key: "sk-ant".into(),
+            url: "https://api.anthropic.com".into(),
+            model: Some("claude-opus-4-8".into()),
+            version: claude::VERSION.into(),
+            path: None,
+        };
+        AgentsConfig { default: AgentKind::Amp, amp: Some(amp), claude: Some(claude) }
+    }
+
+    fn env<'a>(launch: &'a Launch, name: &str) -> &'a str {
+        launch.env.iter().find(|(known, _)| known == name).unwrap().1.expose_secret()
+    }
+
+    #[test]
+    fn no_key_is_in_the_arguments_and_every_key_is_in_the_environment() {
+        for (kind, name, key) in [
+            (AgentKind::Amp, "AMP_API_KEY", "sgamp-'quoted' \"key\" $HOME"),
+            (AgentKind::Claude, "ANTHROPIC_API_KEY", "sk-ant"),
+        ] {
+            let launch = launch(kind, &config(), "http://model.test:8080/x", "hello").unwrap();
+            assert_eq!(env(&launch, name), key);
+            assert_eq!(env(&launch, "NO_PROXY"), "127.0.0.1,localhost,model.test");
+            assert!(launch.argv.iter().all(|argument| !argument.contains(key)));
+            assert_eq!(launch.stdin, "hello");
+        }
+        let launch = launch(AgentKind::Amp, &config(), "https://ampcode.com", "hello").unwrap();
+        assert_eq!(env(&launch, "NO_PROXY"), "127.0.0.1,localhost");
+    }
+
+    #[test]
+    fn amps_settings_are_json_and_its_files_lie_below_home() {
+        let launch = launch(AgentKind::Amp, &config(), "http://127.0.0.1:1", "hello").unwrap();
+        let settings: serde_json::Value = serde_json::from_str(launch.files[0].content.expose_secret()).unwrap();
+        assert_eq!(settings["amp.dangerouslyAllowAll"], true);
+        assert!(launch.argv.contains(&format!("~/{}", launch.files[0].path)));
+        let guidance = launch.files[1].content.expose_secret();
+        assert!(guidance.contains("Jane") && guidance.contains("~/output") && guidance.contains("other Amp threads"));
+    }
+
+    #[test]
+    fn what_an_agent_would_not_take_is_refused_before_the_start() {
+        let refusal = |kind, config: &AgentsConfig, prompt: &str| launch(kind, config, "http://x", prompt).err();
+        for kind in AgentKind::ALL {
+            assert_eq!(refusal(kind, &config(), " \n\t"), Some(LaunchError::EmptyPrompt));
+            assert_eq!(refusal(kind, &config(), "a\0b"), Some(LaunchError::NulInPrompt));
+        }
+        let mut bad = config();
+        bad.claude = None;
+        assert_eq!(
+            refusal(AgentKind::Claude, &bad, "a"),
+            Some(LaunchError::NotConfigured { agent: "claude", setting: "ANTHROPIC_API_KEY" })
+        );
+        for (key, error) in [
+            (" \n", LaunchError::EmptyKey { setting: "AMP_API_KEY" }),
+            ("a\nb", LaunchError::UnusableKey { setting: "AMP_API_KEY" }),
+        ] {
+            bad.amp.as_mut().unwrap().key = key.into();
+            assert_eq!(refusal(AgentKind::Amp, &bad, "a"), Some(error));
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_measured_for_amp_as_the_json_that_amp_makes_of_it() {
+        const LIMIT: usize = 1024 * 1024 - 27;
+        let fits = |prompt: &str| launch(AgentKind::Amp, &config(), "http://x", prompt).is_ok();
+        assert!(fits(&"a".repeat(LIMIT)) && !fits(&"a".repeat(LIMIT + 1)));
+        // Each line feed is two characters in JSON.
+        assert!(!fits(&("a".to_owned() + &"\n".repeat(LIMIT / 2 + 1))));
+    }
 }

@@ -1,4 +1,17 @@
 //! Every setting, typed and documented, read from the environment and an optional TOML file and validated together.
+//!
+//! Parts: `keys` (the list of all settings, from which README's table is printed), `source` (where texts come from,
+//! and errors), `value` (how one text is read), `load` (the whole, and the rules between settings), `reach` (how a
+//! sprite reaches an agent's server), `show` (the effective settings, without secrets).
+
+mod keys;
+mod load;
+mod reach;
+mod show;
+mod source;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,6 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+pub use keys::reference;
+pub use source::{ConfigError, ConfigErrors, Origin};
 
 /// The service's settings. Secrets are [`SecretString`]s, which print as `[REDACTED]`.
 #[derive(Clone, Debug)]
@@ -81,7 +97,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
-        Self { memory: 2048 * MIB, processes: 512, disk: 4096 * MIB, inodes: 400_000, open_files: 4096, output: 64 * MIB, execs: 64 }
+        Self {
+            memory: 2048 * MIB,
+            processes: 512,
+            disk: 4096 * MIB,
+            inodes: 400_000,
+            open_files: 4096,
+            output: 64 * MIB,
+            execs: 64,
+        }
     }
 }
 
@@ -111,6 +135,18 @@ pub struct AgentsConfig {
     pub claude: Option<ClaudeConfig>,
 }
 
+impl AgentsConfig {
+    /// The agents that runners have, in a fixed order: those with a key, and `shell` always.
+    pub fn installed(&self) -> Vec<AgentKind> {
+        let has = |kind: &AgentKind| match kind {
+            AgentKind::Shell => true,
+            AgentKind::Amp => self.amp.is_some(),
+            AgentKind::Claude => self.claude.is_some(),
+        };
+        AgentKind::ALL.into_iter().filter(has).collect()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AgentKind {
     Shell,
@@ -120,6 +156,12 @@ pub enum AgentKind {
 
 impl AgentKind {
     pub const ALL: [Self; 3] = [Self::Shell, Self::Amp, Self::Claude];
+
+    /// The agent with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Shell => "shell",
@@ -132,7 +174,8 @@ impl AgentKind {
 #[derive(Clone, Debug)]
 pub struct AmpConfig {
     pub key: SecretString,
-    /// `AMP_URL`: origin of the Amp server. Default `https://ampcode.com`.
+    /// `AMP_URL`: origin of the Amp server, as a sprite reaches it: the name of a [`Grant`] where only this machine
+    /// reaches the server itself. Default `https://ampcode.com`.
     pub url: String,
     /// `AGENT_MODE`: low, medium, high, ultra; the server decides what a word means. Default medium.
     pub mode: String,
@@ -145,7 +188,7 @@ pub struct AmpConfig {
 #[derive(Clone, Debug)]
 pub struct ClaudeConfig {
     pub key: SecretString,
-    /// `ANTHROPIC_BASE_URL`. Default `https://api.anthropic.com`.
+    /// `ANTHROPIC_BASE_URL`, as a sprite reaches it, like [`AmpConfig::url`]. Default `https://api.anthropic.com`.
     pub url: String,
     /// `CLAUDE_MODEL`: passed on when set.
     pub model: Option<String>,

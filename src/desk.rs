@@ -1,1 +1,478 @@
+//! The desk: takes messages in, decides whether they become jobs, records them and gives each to its conversation.
+//!
+//! Its promise: every message that is handed in gets exactly one outcome, whatever dies on the way. What is owed stands
+//! in [`debts::Debts`], outside of the actor.
+//!
+//! Started by the app, restarted by its supervisor. When it dies, its conversations die with it, and the next desk ends
+//! what was open as interrupted and tells it. When a conversation dies, the desk does the same for that one's jobs.
 
+pub mod admission;
+pub mod conversation;
+pub mod debts;
+pub mod ending;
+pub mod front;
+pub mod history;
+pub mod recovery;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use serde::Serialize;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::chat::{Inbound, Reply};
+use crate::config::AgentKind;
+use crate::job::{ConversationId, JobId, JobReport, Outcome, RequesterId};
+use crate::journal::{Accepted, JobRow, JobState, Journal, JournalError};
+use crate::pool::PoolHandle;
+use crate::world::World;
+use admission::{Refusal, Settings, Situation};
+use conversation::{Conversation, ConversationMsg};
+use debts::Debts;
+use ending::{Ended, JOURNAL_PATIENCE};
+
+/// How long conversations may take to stop. They only drop what they hold.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A message on its way, under the id that its job or its refusal has.
+pub struct Hearing {
+    pub job: JobId,
+    pub inbound: Inbound,
+    pub heard_at: Instant,
+    /// The default until the message was admitted.
+    pub agent: AgentKind,
+}
+
+/// What to cancel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Job(JobId),
+    /// All jobs of a conversation.
+    Conversation(ConversationId),
+}
+
+/// Messages of the desk.
+pub enum DeskMsg {
+    /// The front door hands in a message.
+    Heard(Box<Hearing>),
+    /// Own task: what the journal said to the message in front of the conversation's queue.
+    Recorded { conversation: ConversationId, job: JobId, result: Result<Accepted, JournalError> },
+    /// A conversation, or an own task, told the outcome of a job.
+    Ended { conversation: ConversationId, job: JobId },
+    /// A conversation has been idle since its `seen`th message and wants to go.
+    Quiet { conversation: ConversationId, who: ActorId, seen: u64 },
+    /// Somebody wants jobs to stop. Answers how many are meant, ended or not yet.
+    Cancel { target: Target, by: RequesterId, reply: RpcReplyPort<usize> },
+    /// The app is stopping: takes nothing new, and answers when all jobs have ended or `deadline` has come, with the
+    /// number of those that have not.
+    Drain { deadline: Instant, reply: RpcReplyPort<usize> },
+    /// Own timer: a drain's deadline has come.
+    DrainOver,
+    /// Anyone asks how things stand.
+    Status(RpcReplyPort<DeskStatus>),
+}
+
+/// A picture of the desk for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DeskStatus {
+    pub draining: bool,
+    pub conversations: usize,
+    /// Messages that have no outcome yet.
+    pub open_jobs: usize,
+}
+
+pub struct Desk<J> {
+    pub journal: J,
+    pub pool: PoolHandle,
+    pub world: World,
+    pub settings: Arc<Settings>,
+    pub debts: Debts,
+}
+
+pub struct State {
+    rooms: BTreeMap<ConversationId, Room>,
+    /// Conversation actors that have not been seen to end, with the jobs each was given. Looked up, never walked.
+    actors: HashMap<ActorId, Incarnation>,
+    draining: Option<Vec<(Instant, RpcReplyPort<usize>)>>,
+    /// Outcomes that the desk itself records. Dropped, and so aborted, with the actor; the debts remain.
+    settling: BTreeMap<JobId, AbortOnDropHandle<()>>,
+}
+
+/// What the desk keeps of a conversation.
+#[derive(Default)]
+struct Room {
+    actor: Option<ActorRef<ConversationMsg>>,
+    /// Messages given to `actor`.
+    given: u64,
+    /// Admitted messages in order of arrival; the first is being recorded. One at a time, so that the order stays.
+    recording: VecDeque<Recording>,
+    writing: Option<AbortOnDropHandle<()>>,
+    /// Jobs without an outcome, those in `recording` included.
+    open: BTreeSet<JobId>,
+}
+
+struct Recording {
+    hearing: Box<Hearing>,
+    /// Cancelled before it was recorded: the conversation is told right after the job.
+    cancelled_by: Option<RequesterId>,
+}
+
+struct Incarnation {
+    conversation: ConversationId,
+    jobs: BTreeSet<JobId>,
+}
+
+impl<J: Journal> Actor for Desk<J> {
+    type Msg = DeskMsg;
+    type State = State;
+    type Arguments = ();
+
+    async fn pre_start(&self, me: ActorRef<Self::Msg>, (): ()) -> Result<State, ActorProcessingErr> {
+        let mut st =
+            State { rooms: BTreeMap::new(), actors: HashMap::new(), draining: None, settling: BTreeMap::new() };
+        // Owed by a desk that died: nobody else can still pay.
+        for (job, _) in self.debts.all() {
+            self.end_interrupted(&me, &mut st, &job);
+        }
+        Ok(st)
+    }
+
+    async fn handle(&self, me: ActorRef<Self::Msg>, msg: Self::Msg, st: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            DeskMsg::Heard(hearing) => self.on_heard(&me, st, *hearing),
+            DeskMsg::Recorded { conversation, job, result } => {
+                self.on_recorded(&me, st, conversation, &job, result).await?
+            }
+            DeskMsg::Ended { conversation, job } => self.on_ended(st, &conversation, &job),
+            DeskMsg::Quiet { conversation, who, seen } => Self::on_quiet(st, &conversation, who, seen),
+            DeskMsg::Cancel { target, by, reply } => self.on_cancel(st, target, &by, reply),
+            DeskMsg::Drain { deadline, reply } => self.on_drain(&me, st, deadline, reply),
+            DeskMsg::DrainOver => self.answer_drains(st),
+            DeskMsg::Status(reply) => self.on_status(st, reply),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        st: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (who, why) = match &event {
+            SupervisionEvent::ActorTerminated(who, _, reason) => (who.get_id(), reason.clone().unwrap_or_default()),
+            SupervisionEvent::ActorFailed(who, error) => (who.get_id(), error.to_string()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+        };
+        // The dead actor's state may travel inside, and with it the channels that its runner watches.
+        drop(event);
+        self.on_conversation_gone(&me, st, who, &why);
+        Ok(())
+    }
+
+    /// Whatever is still open now is interrupted, and told so before the process goes.
+    async fn post_stop(&self, me: ActorRef<Self::Msg>, st: &mut State) -> Result<(), ActorProcessingErr> {
+        me.get_cell().stop_children_and_wait(None, Some(STOP_PATIENCE)).await;
+        st.settling.clear();
+        let ended = self.debts.all().into_iter().map(|(job, debt)| {
+            let outcome = ending::interrupted_somewhere(&job);
+            let report = Ended::unrun(job, debt.agent, debt.heard_at).with(outcome, self.world.now());
+            async { self.debts.pay(ending::settle(&self.journal, report).await) }
+        });
+        futures_util::future::join_all(ended).await;
+        Ok(())
+    }
+}
+
+impl<J: Journal> Desk<J> {
+    fn on_heard(&self, me: &ActorRef<DeskMsg>, st: &mut State, mut hearing: Hearing) {
+        // Told already: its sender handed it to a desk that died, and this one found the debt when it started.
+        if self.debts.get(&hearing.job).is_none() {
+            return;
+        }
+        let room = st.rooms.get(&hearing.inbound.conversation);
+        let situation = Situation {
+            draining: st.draining.is_some(),
+            conversations: st.rooms.len(),
+            open_in_conversation: room.map(|room| room.open.len()),
+        };
+        match admission::admit(&hearing.inbound, &self.settings, situation) {
+            Err(refusal) => {
+                tracing::info!(job = %hearing.job, reason = refusal.reason.code(), "refused a message");
+                self.debts.pay(refused(&hearing, refusal, &self.settings, &self.world));
+                self.answer_drains_if_done(st);
+            }
+            Ok(agent) => {
+                hearing.agent = agent;
+                self.debts.admitted(&hearing.job, agent.name());
+                let conversation = hearing.inbound.conversation.clone();
+                let room = st.rooms.entry(conversation).or_default();
+                room.open.insert(hearing.job.clone());
+                room.recording.push_back(Recording { hearing: Box::new(hearing), cancelled_by: None });
+                if room.writing.is_none() {
+                    self.record_next(me, room);
+                }
+            }
+        }
+    }
+
+    /// Writes the first message of the queue to the journal.
+    fn record_next(&self, me: &ActorRef<DeskMsg>, room: &mut Room) {
+        room.writing = room.recording.front().map(|Recording { hearing, .. }| {
+            let Hearing { job, inbound, agent, .. } = &**hearing;
+            let row = JobRow {
+                job: job.clone(),
+                message_key: inbound.key.clone(),
+                requester: inbound.requester.clone(),
+                channel: inbound.channel.clone(),
+                conversation: inbound.conversation.clone(),
+                agent: agent.name().to_owned(),
+                prompt: inbound.text.clone(),
+                state: JobState::Accepted,
+                runner: None,
+                accepted_at: self.world.now(),
+                started_at: None,
+                ended_at: None,
+                outcome: None,
+                timings: None,
+                receipt: None,
+            };
+            let (journal, me) = (self.journal.clone(), me.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let written = AssertUnwindSafe(timeout(JOURNAL_PATIENCE, journal.accept(&row))).catch_unwind().await;
+                let failed = |message: &str| Err(JournalError::Failed { message: message.into() });
+                let result = match written {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) => failed("it does not answer"),
+                    Err(_) => failed("writing to it panicked"),
+                };
+                let _ = me.cast(DeskMsg::Recorded { conversation: row.conversation, job: row.job, result });
+            }))
+        });
+    }
+
+    async fn on_recorded(
+        &self,
+        me: &ActorRef<DeskMsg>,
+        st: &mut State,
+        conversation: ConversationId,
+        job: &JobId,
+        result: Result<Accepted, JournalError>,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(room) = st.rooms.get_mut(&conversation) else { return Ok(()) };
+        let Some(Recording { hearing, cancelled_by }) = room.recording.pop_front() else { return Ok(()) };
+        debug_assert_eq!(hearing.job, *job, "one message of a conversation is recorded at a time");
+        self.record_next(me, room);
+        match result {
+            Ok(Accepted::New) => {
+                tracing::info!(%job, %conversation, agent = hearing.agent.name(), bytes = hearing.inbound.text.len(), "accepted a job");
+                self.debts.tell(job, Reply::Accepted { job: job.clone() });
+                return self.give(me, st, conversation, hearing, cancelled_by).await;
+            }
+            Ok(Accepted::Known(known)) => {
+                tracing::info!(job = %known, "a message came again");
+                self.debts.cancel(job, Reply::Accepted { job: known });
+            }
+            Err(error) => {
+                tracing::error!(%job, %error, "a message could not be recorded");
+                let ended = Ended::unrun(job.clone(), hearing.agent.name().to_owned(), hearing.heard_at);
+                self.debts.pay(ended.with(ending::not_recorded(job, &error), self.world.now()));
+            }
+        }
+        self.on_ended(st, &conversation, job);
+        Ok(())
+    }
+
+    /// Gives a recorded job to its conversation, starting it if there is none.
+    async fn give(
+        &self,
+        me: &ActorRef<DeskMsg>,
+        st: &mut State,
+        id: ConversationId,
+        hearing: Box<Hearing>,
+        cancelled_by: Option<RequesterId>,
+    ) -> Result<(), ActorProcessingErr> {
+        let room = st.rooms.entry(id.clone()).or_default();
+        let job = hearing.job.clone();
+        let mut message = ConversationMsg::Job(hearing);
+        if let Some(actor) = &room.actor {
+            match actor.cast(message) {
+                Ok(()) => {
+                    let actor = actor.clone();
+                    Self::gave(st, &id, &actor, job, cancelled_by);
+                    return Ok(());
+                }
+                // It has just died; the news of it is on its way here.
+                Err(ractor::MessagingErr::SendErr(back)) => message = back,
+                Err(error) => return Err(error.to_string().into()),
+            }
+        }
+        let conversation = Conversation {
+            id: id.clone(),
+            journal: self.journal.clone(),
+            pool: self.pool.clone(),
+            world: self.world.clone(),
+            settings: self.settings.clone(),
+            debts: self.debts.clone(),
+            desk: me.clone(),
+        };
+        // Cheap: its start waits for nothing.
+        let (actor, _) = Actor::spawn_linked(None, conversation, (), me.get_cell()).await?;
+        room.actor = Some(actor.clone());
+        room.given = 0;
+        st.actors.insert(actor.get_id(), Incarnation { conversation: id.clone(), jobs: BTreeSet::new() });
+        // Killed before it got a message: its end will find the job among its own.
+        let _ = actor.cast(message);
+        Self::gave(st, &id, &actor, job, cancelled_by);
+        Ok(())
+    }
+
+    fn gave(
+        st: &mut State,
+        id: &ConversationId,
+        actor: &ActorRef<ConversationMsg>,
+        job: JobId,
+        cancelled_by: Option<RequesterId>,
+    ) {
+        if let Some(by) = cancelled_by {
+            let _ = actor.cast(ConversationMsg::Cancel { job: Some(job.clone()), by });
+        }
+        if let Some(room) = st.rooms.get_mut(id) {
+            room.given += 1;
+        }
+        if let Some(incarnation) = st.actors.get_mut(&actor.get_id()) {
+            incarnation.jobs.insert(job);
+        }
+    }
+
+    fn on_ended(&self, st: &mut State, conversation: &ConversationId, job: &JobId) {
+        st.settling.remove(job);
+        if let Some(room) = st.rooms.get_mut(conversation) {
+            room.open.remove(job);
+            if let Some(actor) = &room.actor
+                && let Some(incarnation) = st.actors.get_mut(&actor.get_id())
+            {
+                incarnation.jobs.remove(job);
+            }
+            Self::forget_if_empty(st, conversation);
+        }
+        self.answer_drains_if_done(st);
+    }
+
+    /// Lets an idle conversation go, unless it was given a message in the meantime.
+    fn on_quiet(st: &mut State, conversation: &ConversationId, who: ActorId, seen: u64) {
+        let Some(room) = st.rooms.get_mut(conversation) else { return };
+        if room.given == seen
+            && let Some(actor) = room.actor.take_if(|actor| actor.get_id() == who)
+        {
+            st.actors.remove(&who);
+            actor.stop(Some("idle".into()));
+            Self::forget_if_empty(st, conversation);
+        }
+    }
+
+    fn on_cancel(&self, st: &mut State, target: Target, by: &RequesterId, reply: RpcReplyPort<usize>) {
+        let (conversation, job) = match target {
+            Target::Conversation(id) => (Some(id), None),
+            Target::Job(job) => (self.debts.get(&job).map(|debt| debt.conversation), Some(job)),
+        };
+        let mut meant = 0;
+        if let Some(room) = conversation.and_then(|id| st.rooms.get_mut(&id)) {
+            let is_meant = |other: &JobId| job.as_ref().is_none_or(|job| job == other);
+            meant = room.open.iter().filter(|open| is_meant(open)).count();
+            for recording in room.recording.iter_mut().filter(|recording| is_meant(&recording.hearing.job)) {
+                recording.cancelled_by.get_or_insert_with(|| by.clone());
+            }
+            if let Some(actor) = &room.actor {
+                // When it has just died, its jobs end anyway.
+                let _ = actor.cast(ConversationMsg::Cancel { job, by: by.clone() });
+            }
+        }
+        // Whoever asked may have left.
+        let _ = reply.send(meant);
+    }
+
+    fn on_drain(&self, me: &ActorRef<DeskMsg>, st: &mut State, deadline: Instant, reply: RpcReplyPort<usize>) {
+        st.draining.get_or_insert_default().push((deadline, reply));
+        me.send_after(deadline.saturating_duration_since(Instant::now()), || DeskMsg::DrainOver);
+        self.answer_drains_if_done(st);
+    }
+
+    fn on_status(&self, st: &State, reply: RpcReplyPort<DeskStatus>) {
+        let status =
+            DeskStatus { draining: st.draining.is_some(), conversations: st.rooms.len(), open_jobs: self.debts.len() };
+        let _ = reply.send(status);
+    }
+
+    /// A conversation ended. By itself it never does, so what it was given and did not end is interrupted.
+    fn on_conversation_gone(&self, me: &ActorRef<DeskMsg>, st: &mut State, who: ActorId, why: &str) {
+        let Some(Incarnation { conversation, jobs }) = st.actors.remove(&who) else { return };
+        tracing::error!(%conversation, why, open = jobs.len(), "a conversation died: ending its jobs");
+        if let Some(room) = st.rooms.get_mut(&conversation) {
+            room.actor.take_if(|actor| actor.get_id() == who);
+        }
+        for job in jobs {
+            self.end_interrupted(me, st, &job);
+        }
+        Self::forget_if_empty(st, &conversation);
+        self.answer_drains_if_done(st);
+    }
+
+    /// Records and tells that a job was interrupted by the loss of its actor.
+    fn end_interrupted(&self, me: &ActorRef<DeskMsg>, st: &mut State, job: &JobId) {
+        let Some(debt) = self.debts.get(job) else {
+            let _ = st.settling.remove(job);
+            return;
+        };
+        let outcome = ending::interrupted_somewhere(job);
+        let report = Ended::unrun(job.clone(), debt.agent, debt.heard_at).with(outcome, self.world.now());
+        let (journal, debts, me) = (self.journal.clone(), self.debts.clone(), me.clone());
+        let task = tokio::spawn(async move {
+            let (job, spare) = (report.job.clone(), report.clone());
+            let settled = AssertUnwindSafe(ending::settle(&journal, report)).catch_unwind().await;
+            debts.pay(settled.unwrap_or(spare));
+            let _ = me.cast(DeskMsg::Ended { conversation: debt.conversation, job });
+        });
+        st.settling.insert(job.clone(), AbortOnDropHandle::new(task));
+    }
+
+    fn forget_if_empty(st: &mut State, conversation: &ConversationId) {
+        if let Some(room) = st.rooms.get(conversation)
+            && room.actor.is_none()
+            && room.open.is_empty()
+        {
+            st.rooms.remove(conversation);
+        }
+    }
+
+    fn answer_drains_if_done(&self, st: &mut State) {
+        if self.debts.is_empty() {
+            self.answer_drains(st);
+        }
+    }
+
+    /// Answers the drains whose deadline has come, or all when nothing is owed any more.
+    fn answer_drains(&self, st: &mut State) {
+        let Some(drains) = &mut st.draining else { return };
+        let (left, now) = (self.debts.len(), Instant::now());
+        for (deadline, reply) in std::mem::take(drains) {
+            if left == 0 || deadline <= now {
+                let _ = reply.send(left);
+            } else {
+                drains.push((deadline, reply));
+            }
+        }
+    }
+}
+
+/// The report of a message that became no job.
+fn refused(hearing: &Hearing, refusal: Refusal, settings: &Settings, world: &World) -> JobReport {
+    let agent = hearing.inbound.agent.clone().unwrap_or_else(|| settings.default_agent.name().to_owned());
+    let outcome = Outcome::Refused { reason: refusal.reason, message: refusal.message };
+    Ended::unrun(hearing.job.clone(), agent, hearing.heard_at).with(outcome, world.now())
+}

@@ -118,6 +118,8 @@ reasons!(
         EmptyPrompt = "empty_prompt",
         PromptTooLarge = "prompt_too_large",
         UnknownAgent = "unknown_agent",
+        /// The agent would not take this prompt, or is not set up.
+        Unsuitable = "unsuitable",
         QueueFull = "queue_full",
         Draining = "draining",
     }

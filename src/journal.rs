@@ -5,6 +5,7 @@
 //! [`memory::MemoryJournal`] for the simulation, where a thread of SQLite's would break the paused clock.
 
 pub mod memory;
+mod refusal;
 pub mod sqlite;
 
 use std::future::Future;
@@ -20,13 +21,19 @@ pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Another process holds the journal.
-    #[error("another janebot is running with the journal {path}: stop it, or give this one its own DATA_DIR")]
-    InUse { path: String },
+    /// Another process holds the journal; `holder` names it, as in `process 4711`.
+    #[error(
+        "another janebot ({holder}) is running with the journal {path}: stop it, or give this one its own DATA_DIR"
+    )]
+    InUse { path: String, holder: String },
     /// Made by a newer version; opening it could damage it.
-    #[error("the journal {path} was written by a newer janebot (schema {found}, this one knows {known}): run that version, or give this one another DATABASE_URL")]
+    #[error(
+        "the journal {path} was written by a newer janebot (schema {found}, this one knows {known}): run that version, or give this one another DATABASE_URL"
+    )]
     Newer { path: String, found: i64, known: i64 },
-    #[error("the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one")]
+    #[error(
+        "the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one"
+    )]
     Corrupt { path: String, message: String },
     #[error("the journal {path} can't be opened ({message}): check that the folder exists and is writable")]
     Open { path: String, message: String },
@@ -106,6 +113,9 @@ pub enum Accepted {
     Known(JobId),
 }
 
+/// Jobs that [`Journal::conversation_jobs`] looks through when a store has no better way.
+const RECENT_SCAN: u32 = 200;
+
 /// The store. Calls are durable when they return `Ok`; an `Err` left nothing behind.
 pub trait Journal: Clone + Send + Sync + 'static {
     /// The identity of this deployment, made once and kept, so that a restarted process knows its own sprites.
@@ -114,16 +124,44 @@ pub trait Journal: Clone + Send + Sync + 'static {
     /// Records a prompt before it is acknowledged; the state of `row` is `Accepted`.
     fn accept(&self, row: &JobRow) -> impl Future<Output = Result<Accepted>> + Send;
     /// Records that `job` has the lease `fence` of `runner`, and marks the runner dirty, in one transaction.
-    fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> impl Future<Output = Result<()>> + Send;
+    fn lease(
+        &self,
+        job: &JobId,
+        runner: &str,
+        fence: u64,
+        canary: &str,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
     /// Returns a job that never started to `Accepted` (the runner stays dirty).
     fn unlease(&self, job: &JobId) -> impl Future<Output = Result<()>> + Send;
     /// Records the outcome. The first one wins: `false` when the job had ended before.
-    fn end(&self, job: &JobId, outcome: &Outcome, timings: &Timings, receipt: Option<&Receipt>, at: Timestamp) -> impl Future<Output = Result<bool>> + Send;
+    fn end(
+        &self,
+        job: &JobId,
+        outcome: &Outcome,
+        timings: &Timings,
+        receipt: Option<&Receipt>,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
     fn job(&self, job: &JobId) -> impl Future<Output = Result<Option<JobRow>>> + Send;
     /// Jobs that have not ended, oldest first.
     fn open_jobs(&self) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
     /// The newest `limit` jobs, newest first.
     fn recent_jobs(&self, limit: u32) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+    /// The newest `limit` jobs of one conversation, newest first; it may leave out old ones. A store that has an index
+    /// for it does better than this.
+    fn conversation_jobs(
+        &self,
+        conversation: &ConversationId,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<JobRow>>> + Send {
+        async move {
+            let mut rows = self.recent_jobs(RECENT_SCAN).await?;
+            rows.retain(|row| row.conversation == *conversation);
+            rows.truncate(limit as usize);
+            Ok(rows)
+        }
+    }
 
     fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
     /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest

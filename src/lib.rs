@@ -11,6 +11,7 @@ pub mod desk;
 pub mod host;
 pub mod job;
 pub mod journal;
+pub mod observe;
 pub mod pool;
 pub mod runner;
 pub mod sprites;

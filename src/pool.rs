@@ -1,6 +1,9 @@
 //! The pool: lends each runner to at most one job at a time, fairly, and never a runner that is not proven clean.
 
+pub mod manager;
+pub mod queue;
 pub mod receipt;
+pub mod supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{AgentEvent, AgentResult};
 use crate::job::{JobId, JobSpec, OutputFile};
+use crate::runner::RunnerMsg;
 use receipt::Receipt;
 
 /// One job's wish for a runner, and the way to tell its owner what becomes of it.
@@ -30,16 +34,45 @@ pub struct Ticket {
     pub cancel: CancellationToken,
 }
 
+impl Ticket {
+    /// Tells the owner. One that is gone needs no news: its channel's end is what its cancellation looks like.
+    pub fn tell(&self, event: JobEvent) {
+        let _ = self.events.send(event);
+    }
+
+    /// Whether nobody wants the result any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.events.is_closed()
+    }
+
+    /// Resolves when nobody wants the result any more.
+    pub async fn cancelled(&self) {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {}
+            () = self.events.closed() => {}
+        }
+    }
+}
+
 /// What becomes of a ticket, in this order; `Queued` may repeat.
 #[derive(Debug)]
 pub enum JobEvent {
     /// Waits; `reason` says why no runner is free, as in `all runners are busy`.
-    Queued { ahead: usize, reason: &'static str },
-    /// Got a runner, which is being checked. A runner that fails the check gives the ticket back to the front of the
-    /// queue, so `Queued` and another `Granted` may follow.
-    Granted { runner: String },
-    /// The agent is about to start. From here on the job is never run again by itself.
-    Started { receipt: Box<Receipt> },
+    Queued {
+        ahead: usize,
+        reason: String,
+    },
+    /// Got a runner, which is being checked. A runner that fails before the agent's process exists gives the ticket
+    /// back to the front of the queue, so `Queued` and another `Granted` may follow, even after `Started`.
+    Granted {
+        runner: String,
+    },
+    /// The agent is about to start. From here on the job is never run again by itself, unless the holder of the
+    /// ticket says by another `Queued` that nothing had started after all.
+    Started {
+        receipt: Box<Receipt>,
+    },
     Agent(AgentEvent),
     /// Last: it ran.
     Finished(Box<RunReport>),
@@ -60,6 +93,20 @@ pub struct RunReport {
     pub notes: Vec<String>,
 }
 
+impl RunReport {
+    /// A report with no files yet.
+    pub fn without_output(
+        ended: RunEnd,
+        receipt: Receipt,
+        queue_wait: Duration,
+        check: Duration,
+        run: Duration,
+    ) -> Self {
+        Self { ended, receipt, queue_wait, check, run, collect: Duration::ZERO, files: Vec::new(), notes: Vec::new() }
+    }
+}
+
+/// In which way a run ended.
 #[derive(Debug)]
 pub enum RunEnd {
     /// The agent ended by itself.
@@ -72,20 +119,42 @@ pub enum RunEnd {
     OutcomeUnknown { message: String },
 }
 
+impl RunEnd {
+    /// Whether the agent may have left files that the user should get.
+    pub fn may_have_files(&self) -> bool {
+        match self {
+            Self::Agent(_) | Self::Timeout { .. } => true,
+            Self::Cancelled { .. } | Self::OutcomeUnknown { .. } => false,
+        }
+    }
+}
+
 /// Why a ticket came back without a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotStarted {
     /// `MAX_QUEUE` jobs wait already.
-    QueueFull { limit: usize },
+    QueueFull {
+        limit: usize,
+    },
     /// No runner came free in time; `reason` says what the runners were doing.
-    QueueTimeout { reason: String },
+    QueueTimeout {
+        reason: String,
+    },
     Cancelled,
     /// The service is stopping.
     Draining,
     /// Runner after runner failed before the agent could start; `message` is the last failure.
-    NoRunner { message: String },
+    NoRunner {
+        message: String,
+    },
+    /// The agent would not take this prompt, or is not set up; `message` says which.
+    Unsuitable {
+        message: String,
+    },
     /// The lease could not be written to the journal.
-    Journal { message: String },
+    Journal {
+        message: String,
+    },
 }
 
 /// Messages of the pool-manager actor.
@@ -97,6 +166,26 @@ pub enum PoolMsg {
     Withdraw(JobId),
     /// Anyone asks how things stand.
     Status(RpcReplyPort<PoolStatus>),
+    /// A runner is clean and idle: from its restore, and again whenever a new pool manager appears.
+    Offer { runner: String, actor: ActorRef<RunnerMsg> },
+    /// A runner is no longer to be lent (found bad while idle). A grant that crosses this comes back by `HandBack`.
+    Retract { runner: String },
+    /// A runner failed before the agent's process existed; the job goes to the front of the queue.
+    HandBack { granted: Granted, failure: String },
+    /// A runner tells its state, for people.
+    RunnerIs(RunnerStatus),
+    /// From its own timer: expire, and tell those who wait how things stand.
+    Tick,
+    /// The service stops: all who wait are answered `NotStarted::Draining`, and so is everyone who comes later.
+    Drain,
+}
+
+/// A ticket on its way to a runner or back.
+#[derive(Debug)]
+pub struct Granted {
+    pub ticket: Ticket,
+    /// How often runners have given it back before.
+    pub handed_back: u32,
 }
 
 /// A picture of the pool for people.
@@ -106,11 +195,13 @@ pub struct PoolStatus {
     pub queued: usize,
 }
 
+/// One runner, for people.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct RunnerStatus {
     pub runner: String,
-    /// `building`, `restoring`, `idle`, `checking`, `executing` or `quarantined`.
+    /// `starting`, `building`, `waiting`, `restoring`, `idle`, `checking`, `executing` or `quarantined`.
     pub state: &'static str,
+    /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     pub job: Option<JobId>,
     /// Why it is not offered, for people; the last failure when it is being rebuilt.

@@ -42,7 +42,12 @@ pub struct NetworkFds {
 /// What to run inside.
 #[derive(Clone, Debug)]
 pub enum Command {
-    Exec { argv: Vec<String>, env: Vec<(String, String)>, dir: Option<String>, tty: Option<(u16, u16)> },
+    Exec {
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+        dir: Option<String>,
+        tty: Option<(u16, u16)>,
+    },
     /// A file operation, done by a forked child of init with the sandbox's own rights and view. Its result is JSON on
     /// standard output (raw bytes for `Read`, which `Write` takes on standard input); a failure is exit status 1 and
     /// `{"error","code"}` on standard error, with `code` as in `ENOENT`.
@@ -53,15 +58,41 @@ pub enum Command {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum FsOp {
-    Read { path: String },
-    Write { path: String, mode: u32, make_parents: bool },
+    Read {
+        path: String,
+    },
+    Write {
+        path: String,
+        mode: u32,
+        make_parents: bool,
+    },
     /// `{"entries":[{"name","path","type":"file"|"directory"|"symlink","size","mode":"0644","modTime","isDir"}]}`
-    List { path: String, recursive: bool },
-    Mkdir { path: String, parents: bool },
-    Rename { source: String, dest: String },
-    Copy { source: String, dest: String, recursive: bool },
-    Chmod { path: String, mode: u32, recursive: bool },
-    Delete { path: String, recursive: bool },
+    List {
+        path: String,
+        recursive: bool,
+    },
+    Mkdir {
+        path: String,
+        parents: bool,
+    },
+    Rename {
+        source: String,
+        dest: String,
+    },
+    Copy {
+        source: String,
+        dest: String,
+        recursive: bool,
+    },
+    Chmod {
+        path: String,
+        mode: u32,
+        recursive: bool,
+    },
+    Delete {
+        path: String,
+        recursive: bool,
+    },
 }
 
 /// A program running inside. Dropping it does not stop the program.
@@ -76,7 +107,11 @@ pub struct Process {
 
 #[derive(Debug)]
 pub enum Stdio {
-    Pipes { stdin: pipe::Sender, stdout: pipe::Receiver, stderr: pipe::Receiver },
+    Pipes {
+        stdin: pipe::Sender,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    },
     /// The master side of a pseudo-terminal made inside.
     Tty(OwnedFd),
 }

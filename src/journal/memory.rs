@@ -1,1 +1,296 @@
+//! The journal in memory, for the simulation: the contract of the SQLite journal without a thread, a file or an await.
+//!
+//! Clones share their state, so what a "crashed" process recorded is what its successor opens. A fault makes a call
+//! fail before it has done anything, as the contract demands of every `Err`.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::refusal::{self, refused};
+use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
+use crate::job::{JobId, Outcome, Timings};
+use crate::pool::receipt::Receipt;
+
+/// The calls of [`Journal`], for faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    DeploymentId,
+    Accept,
+    Lease,
+    Unlease,
+    End,
+    Job,
+    OpenJobs,
+    RecentJobs,
+    Runner,
+    Built,
+    Clean,
+    ForgetRunner,
+    Quarantine,
+    Quarantines,
+}
+
+/// Says whether a call is to fail.
+type Fault = Box<dyn FnMut(Call) -> bool + Send>;
+
+/// A handle to a journal in memory; clones share it.
+#[derive(Clone, Default)]
+pub struct MemoryJournal(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    tables: Tables,
+    /// So many calls fail from now on.
+    fail_next: u32,
+    fault: Option<Fault>,
+}
+
+#[derive(Default)]
+struct Tables {
+    /// In the order of acceptance.
+    jobs: Vec<JobRow>,
+    by_id: BTreeMap<JobId, usize>,
+    by_message: BTreeMap<String, usize>,
+    runners: BTreeMap<String, RunnerRow>,
+    /// Runners whose row is kept for its fence alone.
+    forgotten: BTreeSet<String>,
+    quarantines: Vec<(String, String, Timestamp)>,
+}
+
+impl fmt::Debug for MemoryJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("MemoryJournal")
+            .field("jobs", &inner.tables.jobs.len())
+            .field("runners", &inner.tables.runners.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryJournal {
+    /// What [`Journal::deployment_id`] gives: the same in every run of the simulation.
+    pub const DEPLOYMENT_ID: &'static str = "5eed5eed5eed5eed";
+
+    /// An empty journal without faults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the next `calls` calls fail, beside those that a fault hook picks.
+    pub fn fail_next(&self, calls: u32) {
+        self.lock().fail_next = calls;
+    }
+
+    /// Asks `fault` before every call from now on whether it is to fail. It must not use this journal.
+    pub fn set_fault(&self, fault: impl FnMut(Call) -> bool + Send + 'static) {
+        self.lock().fault = Some(Box::new(fault));
+    }
+
+    /// Ends all faults.
+    pub fn heal(&self) {
+        let mut inner = self.lock();
+        inner.fail_next = 0;
+        inner.fault = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does one call, unless it is to fail.
+    fn call<T>(&self, call: Call, act: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
+        let mut inner = self.lock();
+        let counted = inner.fail_next > 0;
+        inner.fail_next = inner.fail_next.saturating_sub(1);
+        let hooked = inner.fault.as_mut().is_some_and(|fault| fault(call));
+        if counted || hooked {
+            return Err(JournalError::Failed { message: format!("simulated fault in {call:?}") });
+        }
+        act(&mut inner.tables)
+    }
+}
+
+impl Tables {
+    fn job(&mut self, job: &JobId) -> Option<&mut JobRow> {
+        let index = *self.by_id.get(job)?;
+        self.jobs.get_mut(index)
+    }
+
+    fn runner(&mut self, runner: &str) -> Option<&mut RunnerRow> {
+        if self.forgotten.contains(runner) { None } else { self.runners.get_mut(runner) }
+    }
+
+    fn accept(&mut self, row: &JobRow) -> Result<Accepted> {
+        let what = format!("job {}", row.job);
+        if row.state != JobState::Accepted {
+            return Err(refused(refusal::NOT_NEW, &what));
+        }
+        if let Some(known) = self.by_message.get(&row.message_key) {
+            return Ok(Accepted::Known(self.jobs[*known].job.clone()));
+        }
+        if self.by_id.contains_key(&row.job) {
+            return Err(refused(refusal::JOB_KNOWN, &what));
+        }
+        self.by_message.insert(row.message_key.clone(), self.jobs.len());
+        self.by_id.insert(row.job.clone(), self.jobs.len());
+        let fresh = JobRow {
+            runner: None,
+            started_at: None,
+            ended_at: None,
+            outcome: None,
+            timings: None,
+            receipt: None,
+            ..row.clone()
+        };
+        self.jobs.push(fresh);
+        Ok(Accepted::New)
+    }
+
+    fn lease(&mut self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> Result<()> {
+        let refuse = |why| Err(refused(why, &format!("lease {fence} of {runner} for job {job}")));
+        if i64::try_from(fence).is_err() {
+            return refuse(refusal::FENCE_TOO_LARGE);
+        }
+        match self.job(job).map(|row| row.state) {
+            None => return refuse(refusal::NO_SUCH_JOB),
+            Some(JobState::Ended) => return refuse(refusal::JOB_ENDED),
+            Some(JobState::Running) => return refuse(refusal::JOB_LEASED),
+            Some(JobState::Accepted) => {}
+        }
+        match self.runner(runner) {
+            None => return refuse(refusal::NO_SUCH_RUNNER),
+            Some(row) if row.fence >= fence => return refuse(refusal::OLD_FENCE),
+            Some(row) => {
+                row.dirty = true;
+                row.last_job = Some(job.clone());
+                row.canary = Some(canary.to_owned());
+                row.fence = fence;
+            }
+        }
+        if let Some(row) = self.job(job) {
+            row.state = JobState::Running;
+            row.runner = Some(runner.to_owned());
+            row.started_at = Some(at);
+        }
+        Ok(())
+    }
+
+    fn built(&mut self, row: &RunnerRow) -> Result<()> {
+        if i64::try_from(row.fence).is_err() {
+            return Err(refused(refusal::FENCE_TOO_LARGE, &format!("runner {}", row.runner)));
+        }
+        let highest = self.runners.get(&row.runner).map_or(0, |known| known.fence).max(row.fence);
+        self.forgotten.remove(&row.runner);
+        self.runners.insert(row.runner.clone(), RunnerRow { dirty: true, fence: highest, ..row.clone() });
+        Ok(())
+    }
+
+    fn clean(&mut self, runner: &str, receipt: &Receipt) -> Result<()> {
+        let what = format!("runner {runner}");
+        let row = self.runner(runner).ok_or_else(|| refused(refusal::NO_SUCH_RUNNER, &what))?;
+        if row.sprite_id != receipt.sprite_id || row.checkpoint != receipt.checkpoint {
+            return Err(refused(refusal::OTHER_SPRITE, &what));
+        }
+        row.dirty = false;
+        row.boot = receipt.boot.clone();
+        Ok(())
+    }
+}
+
+impl Journal for MemoryJournal {
+    async fn deployment_id(&self) -> Result<String> {
+        self.call(Call::DeploymentId, |_| Ok(Self::DEPLOYMENT_ID.to_owned()))
+    }
+
+    async fn accept(&self, row: &JobRow) -> Result<Accepted> {
+        self.call(Call::Accept, |tables| tables.accept(row))
+    }
+
+    async fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> Result<()> {
+        self.call(Call::Lease, |tables| tables.lease(job, runner, fence, canary, at))
+    }
+
+    async fn unlease(&self, job: &JobId) -> Result<()> {
+        self.call(Call::Unlease, |tables| {
+            let row = tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
+            if row.state == JobState::Running {
+                row.state = JobState::Accepted;
+                row.runner = None;
+                row.started_at = None;
+            }
+            Ok(())
+        })
+    }
+
+    async fn end(
+        &self,
+        job: &JobId,
+        outcome: &Outcome,
+        timings: &Timings,
+        receipt: Option<&Receipt>,
+        at: Timestamp,
+    ) -> Result<bool> {
+        self.call(Call::End, |tables| {
+            let row = tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
+            if row.state == JobState::Ended {
+                return Ok(false);
+            }
+            row.state = JobState::Ended;
+            row.outcome = Some(outcome.clone());
+            row.timings = Some(*timings);
+            row.receipt = receipt.cloned();
+            row.ended_at = Some(at);
+            Ok(true)
+        })
+    }
+
+    async fn job(&self, job: &JobId) -> Result<Option<JobRow>> {
+        self.call(Call::Job, |tables| Ok(tables.job(job).cloned()))
+    }
+
+    async fn open_jobs(&self) -> Result<Vec<JobRow>> {
+        let is_open = |row: &&JobRow| row.state != JobState::Ended;
+        self.call(Call::OpenJobs, |tables| Ok(tables.jobs.iter().filter(is_open).cloned().collect()))
+    }
+
+    async fn recent_jobs(&self, limit: u32) -> Result<Vec<JobRow>> {
+        self.call(Call::RecentJobs, |tables| Ok(tables.jobs.iter().rev().take(limit as usize).cloned().collect()))
+    }
+
+    async fn runner(&self, runner: &str) -> Result<Option<RunnerRow>> {
+        self.call(Call::Runner, |tables| Ok(tables.runner(runner).cloned()))
+    }
+
+    async fn built(&self, row: &RunnerRow) -> Result<()> {
+        self.call(Call::Built, |tables| tables.built(row))
+    }
+
+    async fn clean(&self, runner: &str, receipt: &Receipt) -> Result<()> {
+        self.call(Call::Clean, |tables| tables.clean(runner, receipt))
+    }
+
+    async fn forget_runner(&self, runner: &str) -> Result<()> {
+        self.call(Call::ForgetRunner, |tables| {
+            if tables.runners.contains_key(runner) {
+                tables.forgotten.insert(runner.to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    async fn quarantine(&self, runner: &str, evidence: &str, at: Timestamp) -> Result<()> {
+        self.call(Call::Quarantine, |tables| {
+            tables.quarantines.push((runner.to_owned(), evidence.to_owned(), at));
+            Ok(())
+        })
+    }
+
+    async fn quarantines(&self, limit: u32) -> Result<Vec<(String, String, Timestamp)>> {
+        self.call(Call::Quarantines, |tables| {
+            Ok(tables.quarantines.iter().rev().take(limit as usize).cloned().collect())
+        })
+    }
+}

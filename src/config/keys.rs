@@ -1,0 +1,179 @@
+//! The one list of all settings: name, form, default, example, meaning, and how its text is read.
+//!
+//! README's table is printed from it ([`reference()`]); loading, errors and the effective settings use the same entries.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::AgentKind;
+use super::value::{self, DatabaseUrl};
+
+/// What people are told about a setting.
+pub(super) struct About {
+    /// As in the environment; the file has it in lower case.
+    pub name: &'static str,
+    /// What the value looks like, in words.
+    pub form: &'static str,
+    pub default: Unset,
+    /// A right value.
+    pub example: &'static str,
+    pub doc: &'static str,
+    pub secret: bool,
+    /// Comma-separated, or an array in the file.
+    pub list: bool,
+}
+
+/// What holds when a setting is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unset {
+    /// This text, read as if it had been set; a test shows that each can be read.
+    Value(&'static str),
+    /// Something that depends on other settings or on this machine, in words.
+    Derived(&'static str),
+    Nothing,
+}
+
+/// A setting whose value is a `T`.
+pub(super) struct Key<T> {
+    pub about: About,
+    /// Reads the text, or says what is wrong with it, without its key and never quoting a secret.
+    pub parse: fn(&str) -> Result<T, String>,
+}
+
+/// Longest runner prefix; with the hyphen and the number behind it, a name stays within a DNS label's 63 characters.
+const MAX_PREFIX: usize = 48;
+/// More runners than this belong to several deployments; each holds a machine.
+const MAX_RUNNERS: u64 = 64;
+/// Each waiting job holds its prompt (up to 1 MiB) in memory.
+const MAX_QUEUE_LIMIT: u64 = 100_000;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MIB: u64 = 1024 * 1024;
+const TIB: u64 = 1024 * 1024 * MIB;
+
+/// Defines the settings, each as a static of its name, and [`ALL`] in this order.
+macro_rules! keys {
+    ($($name:ident: $type:ty = $parse:expr, $form:literal, $default:expr, $example:literal, $doc:literal;)*) => {
+        $(pub(super) static $name: Key<$type> = Key {
+            about: About {
+                name: stringify!($name),
+                form: $form,
+                default: $default,
+                example: $example,
+                doc: $doc,
+                secret: is_prefix($form, "secret"),
+                list: is_prefix($form, "list"),
+            },
+            parse: $parse,
+        };)*
+        /// All settings, in the order of the reference.
+        pub(super) static ALL: [&About; { [$(stringify!($name)),*].len() }] = [$(&$name.about),*];
+    };
+}
+
+const fn is_prefix(text: &str, prefix: &str) -> bool {
+    let (text, prefix) = (text.as_bytes(), prefix.as_bytes());
+    let mut at = 0;
+    while at < prefix.len() {
+        if at >= text.len() || text[at] != prefix[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+use Unset::{Derived, Nothing, Value};
+
+keys! {
+    JANEBOT_CONFIG: PathBuf = value::path, "absolute path", Nothing, "/etc/janebot.toml",
+        "A TOML file with these settings, keys in lower case. The environment wins over it, `--config` over this.";
+
+    SPRITES_TOKEN: SecretString = value::secret, "secret", Nothing, "your-sprites-token",
+        "Token of the Sprites API. Without it, sprites run on this machine (the embedded host).";
+    SPRITES_API_URL: String = value::api_url, "URL, https or on loopback", Value("https://api.sprites.dev"),
+        "https://api.sprites.dev", "The Sprites API. Plain http only to this machine.";
+    ALLOW_LOCAL_EXECUTION: bool = value::flag, "true or false", Value("false"), "true",
+        "Turns the embedded host's isolation off: prompts run as programs of this user on this machine. Without effect \
+         when `SPRITES_TOKEN` is set.";
+
+    RUNNERS: usize = |text| value::count(text, 1, MAX_RUNNERS), "number, 1 to 64", Value("2"), "4",
+        "How many sprites are kept ready; as many jobs run at a time.";
+    RUNNER_PREFIX: String = |text| value::prefix(text, MAX_PREFIX), "lower-case letters, digits, hyphens",
+        Value("jane-runner"), "jane-staging",
+        "Start of the sprites' names. Each deployment with the same Sprites account needs its own.";
+
+    AGENT: AgentKind = value::agent, "amp, claude or shell", Derived("amp or claude, the first with a key; else shell"),
+        "claude", "The agent for prompts that name none. `shell` runs the prompt as a script.";
+    AGENT_MODE: String = value::word, "word", Value("medium"), "high",
+        "Amp's mode: low, medium, high, ultra; the Amp server decides what a word means.";
+    AMP_API_KEY: SecretString = value::secret, "secret", Nothing, "sgamp_...", "Key of the Amp server; turns amp on.";
+    AMP_URL: String = value::origin, "URL without a path", Value("https://ampcode.com"), "https://ampcode.com",
+        "The Amp server. Plain http is for a server that only this machine reaches; sprites then get a name for it.";
+    AMP_VERSION: String = value::version, "exact npm version", Value("0.0.1790142911-g7618fb"),
+        "0.0.1790142911-g7618fb", "Version of `@ampcode/cli` to install in sprites.";
+    AMP_PATH: PathBuf = value::file, "absolute path", Nothing, "/usr/local/bin/amp",
+        "An amp program on this machine, used instead of the npm package.";
+    ANTHROPIC_API_KEY: SecretString = value::secret, "secret", Nothing, "sk-ant-...",
+        "Key of the Anthropic API; turns claude on.";
+    ANTHROPIC_BASE_URL: String = value::url, "URL", Value("https://api.anthropic.com"), "https://api.anthropic.com",
+        "The Anthropic API, or a gateway to it. Plain http as for `AMP_URL`.";
+    CLAUDE_MODEL: String = value::word, "word", Nothing, "claude-opus-4-8", "Model that claude is told to use.";
+    CLAUDE_VERSION: String = value::version, "exact npm version", Value("2.1.197"), "2.1.197",
+        "Version of `@anthropic-ai/claude-code` to install in sprites.";
+    CLAUDE_PATH: PathBuf = value::file, "absolute path", Nothing, "/usr/local/bin/claude",
+        "A claude program on this machine, used instead of the npm package.";
+
+    DATA_DIR: PathBuf = value::path, "absolute path",
+        Derived("$XDG_STATE_HOME/janebot, else ~/.local/state/janebot"), "/var/lib/janebot",
+        "Journal, embedded host's sprites, installed agents.";
+    DATABASE_URL: DatabaseUrl = value::database, "sqlite://PATH", Derived("DATA_DIR/journal.sqlite"),
+        "sqlite:///var/lib/janebot/journal.sqlite", "The journal's file.";
+
+    EXEC_TIMEOUT: Duration = |text| value::span(text, SECOND, DAY), "time, 1s to 24h", Value("10m"), "30m",
+        "Wall time of one agent run.";
+    QUEUE_TIMEOUT: Duration = |text| value::span(text, SECOND, DAY), "time, 1s to 24h", Value("15m"), "1h",
+        "How long a job waits for a runner before it is refused.";
+    MAX_QUEUE: usize = |text| value::count(text, 1, MAX_QUEUE_LIMIT), "number, 1 to 100000", Value("1000"), "200",
+        "Jobs that may wait at a time; further prompts are refused.";
+
+    ALLOWED_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH,U0G9QF9C6",
+        "Chat users who may ask. The terminal belongs to whoever runs the process.";
+    ALLOWED_CHANNEL_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "C024BE91L",
+        "Chat channels in which everybody may ask.";
+    EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
+        "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
+
+    HOST_LISTEN: SocketAddr = value::loopback, "loopback address with port", Value("127.0.0.1:0"), "127.0.0.1:8317",
+        "Where the embedded host serves the Sprites API; port 0 picks a free one.";
+    HOST_ROOTFS: PathBuf = value::folder, "absolute path", Nothing, "/srv/janebot/rootfs",
+        "A root directory for the sprites, instead of this machine's own system directories.";
+    HOST_STATE_DIR: PathBuf = value::path, "absolute path", Derived("DATA_DIR/host"), "/var/lib/janebot/host",
+        "Where the embedded host keeps its sprites.";
+    HOST_MEMORY: u64 = |text| value::size(text, 64 * MIB, TIB), "size, 64MiB to 1TiB", Value("2GiB"), "4GiB",
+        "Memory of one sprite's programs together.";
+    HOST_DISK: u64 = |text| value::size(text, 64 * MIB, 16 * TIB), "size, 64MiB to 16TiB", Value("4GiB"), "10GiB",
+        "Disk that one sprite may fill.";
+    HOST_PROCESSES: u64 = |text| value::count(text, 16, 32_768), "number, 16 to 32768", Value("512"), "1024",
+        "Processes and threads of one sprite.";
+}
+
+/// All settings as a Markdown table. Where there is no default to show what a value looks like, an example does.
+pub fn reference() -> String {
+    let mut table = String::from("| setting | value | default | what it does |\n| --- | --- | --- | --- |\n");
+    for about in ALL {
+        let (default, example) = match about.default {
+            Unset::Value(text) => (format!("`{text}`"), String::new()),
+            Unset::Derived(words) => (words.to_owned(), String::new()),
+            Unset::Nothing => ("not set".to_owned(), format!(", as in `{}`", about.example)),
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(table, "| `{}` | {}{example} | {default} | {} |", about.name, about.form, about.doc);
+    }
+    table
+}

@@ -1,0 +1,181 @@
+//! From texts to [`Config`]: every setting is read and every rule between settings checked before anything is refused,
+//! so that an operator sees all mistakes at once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::keys::{self, Key};
+use super::reach::{self, Sprites};
+use super::source::{ConfigErrors, Source};
+use super::{
+    AccessConfig, AgentKind, AgentsConfig, AmpConfig, ClaudeConfig, Config, Grant, HostConfig, Isolation, Limits,
+    PoolConfig, SpritesConfig,
+};
+
+impl Config {
+    /// Reads the settings from `env` and from the TOML file, which is `file` or else what `JANEBOT_CONFIG` names.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn load(env: &BTreeMap<String, String>, file: Option<&Path>) -> Result<Self, ConfigErrors> {
+        let mut source = Source::read(env, file);
+        let config = build(&mut source, env);
+        match (source.into_errors(), config) {
+            (None, Some(config)) => Ok(config),
+            (Some(errors), _) => Err(errors),
+            (None, None) => unreachable!("a setting is only missing after a complaint: every default can be read"),
+        }
+    }
+
+    /// This process's environment, for [`Config::load`]. What is no UTF-8 can't be a right value of any setting.
+    pub fn environment() -> BTreeMap<String, String> {
+        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+    }
+}
+
+/// `None` only after a complaint.
+fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> {
+    // All are read before the first `?`, each with its own complaint.
+    let data_dir = data_dir(source, env);
+    let database = source.get(&keys::DATABASE_URL);
+    let pool = pool(source);
+    let limits = limits(source);
+    let access = AccessConfig {
+        users: source.get(&keys::ALLOWED_USER_IDS).unwrap_or_default(),
+        channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
+    };
+    let isolation =
+        source.get(&keys::ALLOW_LOCAL_EXECUTION).map(|off| if off { Isolation::Off } else { Isolation::Full });
+    let listen = source.get(&keys::HOST_LISTEN);
+    let rootfs = source.get(&keys::HOST_ROOTFS);
+    let state_dir = source.get(&keys::HOST_STATE_DIR);
+    let api_url = source.get(&keys::SPRITES_API_URL);
+    let token = source.get(&keys::SPRITES_TOKEN);
+    if source.is_set(&keys::SPRITES_API_URL.about) && !source.is_set(&keys::SPRITES_TOKEN.about) {
+        let problem =
+            "the API needs a token: set SPRITES_TOKEN, or leave this out to run sprites on this machine".into();
+        source.complain_for(&keys::SPRITES_API_URL.about, problem, &keys::SPRITES_TOKEN.about);
+    }
+    let place = match (&token, &api_url, isolation) {
+        (Some(_), Some(url), _) => Sprites::at(url),
+        (_, _, Some(Isolation::Off)) => Sprites::WithoutWalls,
+        _ => Sprites::OnThisMachine,
+    };
+    let mut grants = Vec::new();
+    let agents = agents(source, place, &mut grants);
+
+    let data_dir = data_dir?;
+    let sprites = match token {
+        Some(token) => SpritesConfig::Remote { url: api_url?, token },
+        None => SpritesConfig::Embedded(HostConfig {
+            state_dir: state_dir.unwrap_or_else(|| data_dir.join("host")),
+            listen: listen?,
+            rootfs,
+            isolation: isolation?,
+            grants,
+            limits: limits?,
+        }),
+    };
+    let journal_path = database.map_or_else(|| data_dir.join("journal.sqlite"), |url| url.0);
+    Some(Config { sprites, pool: pool?, agents: agents?, access, data_dir, journal_path })
+}
+
+/// `DATA_DIR`, else the folder for state that the desktop specification names.
+fn data_dir(source: &mut Source, env: &BTreeMap<String, String>) -> Option<PathBuf> {
+    if source.is_set(&keys::DATA_DIR.about) {
+        return source.get(&keys::DATA_DIR);
+    }
+    let absolute = |name| env.get(name).map(Path::new).filter(|path| path.is_absolute());
+    // The specification wants a relative XDG_STATE_HOME to be ignored.
+    let state = absolute("XDG_STATE_HOME").map(Path::to_owned);
+    let state = state.or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    if state.is_none() {
+        let problem = "there is no place for the journal, because HOME and XDG_STATE_HOME are not set either";
+        source.complain(&keys::DATA_DIR.about, problem.into());
+    }
+    state.map(|state| state.join("janebot"))
+}
+
+fn pool(source: &mut Source) -> Option<PoolConfig> {
+    let runners = source.get(&keys::RUNNERS);
+    let prefix = source.get(&keys::RUNNER_PREFIX);
+    let run_timeout = source.get(&keys::EXEC_TIMEOUT);
+    let queue_timeout = source.get(&keys::QUEUE_TIMEOUT);
+    let max_queue = source.get(&keys::MAX_QUEUE);
+    let extra_hosts = source.get(&keys::EXTRA_ALLOWED_HOSTS).unwrap_or_default();
+    Some(PoolConfig {
+        runners: runners?,
+        prefix: prefix?,
+        run_timeout: run_timeout?,
+        queue_timeout: queue_timeout?,
+        max_queue: max_queue?,
+        extra_hosts,
+    })
+}
+
+fn limits(source: &mut Source) -> Option<Limits> {
+    let memory = source.get(&keys::HOST_MEMORY);
+    let disk = source.get(&keys::HOST_DISK);
+    let processes = source.get(&keys::HOST_PROCESSES);
+    Some(Limits { memory: memory?, disk: disk?, processes: processes?, ..Limits::default() })
+}
+
+fn agents(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<AgentsConfig> {
+    let chosen = source.get(&keys::AGENT);
+    let amp = amp(source, place, grants);
+    let claude = claude(source, place, grants);
+    for (agent, key) in [(AgentKind::Amp, &keys::AMP_API_KEY), (AgentKind::Claude, &keys::ANTHROPIC_API_KEY)] {
+        if chosen == Some(agent) && !source.is_set(&key.about) {
+            let problem = format!("{} needs a key: set {}, or choose another agent", agent.name(), key.about.name);
+            source.complain_for(&keys::AGENT.about, problem, &key.about);
+        }
+    }
+    let first = match (&amp, &claude) {
+        (Some(_), _) => AgentKind::Amp,
+        (None, Some(_)) => AgentKind::Claude,
+        (None, None) => AgentKind::Shell,
+    };
+    Some(AgentsConfig { default: chosen.unwrap_or(first), amp, claude })
+}
+
+fn amp(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<AmpConfig> {
+    let url = source.get(&keys::AMP_URL);
+    let mode = source.get(&keys::AGENT_MODE);
+    let version = source.get(&keys::AMP_VERSION);
+    let path = source.get(&keys::AMP_PATH);
+    let key = source.get(&keys::AMP_API_KEY)?;
+    let url = server(source, &keys::AMP_URL, url?, reach::AMP_NAME, place, grants);
+    Some(AmpConfig { key, url: url?, mode: mode?, version: version?, path })
+}
+
+fn claude(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<ClaudeConfig> {
+    let url = source.get(&keys::ANTHROPIC_BASE_URL);
+    let model = source.get(&keys::CLAUDE_MODEL);
+    let version = source.get(&keys::CLAUDE_VERSION);
+    let path = source.get(&keys::CLAUDE_PATH);
+    let key = source.get(&keys::ANTHROPIC_API_KEY)?;
+    let url = server(source, &keys::ANTHROPIC_BASE_URL, url?, reach::ANTHROPIC_NAME, place, grants);
+    Some(ClaudeConfig { key, url: url?, model, version: version?, path })
+}
+
+/// The URL of an agent's server as a sprite uses it.
+fn server(
+    source: &mut Source,
+    key: &Key<String>,
+    url: String,
+    name: &str,
+    place: Sprites,
+    grants: &mut Vec<Grant>,
+) -> Option<String> {
+    match reach::from_sprite(&url, name, place) {
+        Ok((url, grant)) => {
+            grants.extend(grant);
+            Some(url)
+        }
+        Err(problem) => {
+            source.complain(&key.about, problem.into());
+            None
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Good and bad settings, by table, through [`Config::load`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+
+use super::keys::{self, Unset};
+use super::{AgentKind, Config, ConfigErrors, Grant, HostConfig, Isolation, Limits, Origin, SpritesConfig, reference};
+
+fn env(settings: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let home = ("HOME".to_owned(), "/home/jane".to_owned());
+    [home].into_iter().chain(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))).collect()
+}
+
+fn load(settings: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+    Config::load(&env(settings), None)
+}
+
+fn load_file(content: &str, settings: &[(&str, &str)]) -> (PathBuf, Result<Config, ConfigErrors>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("janebot.toml");
+    std::fs::write(&path, content).unwrap();
+    let loaded = Config::load(&env(settings), Some(&path));
+    (path, loaded)
+}
+
+fn host(config: &Config) -> &HostConfig {
+    match &config.sprites {
+        SpritesConfig::Embedded(host) => host,
+        SpritesConfig::Remote { .. } => panic!("expected the embedded host"),
+    }
+}
+
+#[test]
+fn without_settings_everything_has_its_default() {
+    let config = load(&[]).unwrap();
+    assert_eq!(config.data_dir, Path::new("/home/jane/.local/state/janebot"));
+    assert_eq!(config.journal_path, Path::new("/home/jane/.local/state/janebot/journal.sqlite"));
+    assert_eq!(host(&config).state_dir, Path::new("/home/jane/.local/state/janebot/host"));
+    assert_eq!(host(&config).limits, Limits::default());
+    assert_eq!(host(&config).isolation, Isolation::Full);
+    assert!(host(&config).grants.is_empty() && host(&config).rootfs.is_none());
+    assert!(host(&config).listen.ip().is_loopback());
+    assert_eq!((config.pool.runners, config.pool.max_queue), (2, 1000));
+    assert_eq!(config.pool.prefix, "jane-runner");
+    assert_eq!(config.pool.run_timeout, Duration::from_secs(600));
+    assert_eq!(config.pool.queue_timeout, Duration::from_secs(900));
+    assert_eq!(config.agents.default, AgentKind::Shell);
+    assert!(config.agents.amp.is_none() && config.agents.claude.is_none());
+    assert!(config.access.users.is_empty() && config.access.channels.is_empty() && config.pool.extra_hosts.is_empty());
+}
+
+#[test]
+fn every_default_can_be_set_in_words() {
+    let defaults: Vec<_> = keys::ALL
+        .iter()
+        .filter(|about| about.name != "SPRITES_API_URL")
+        .filter_map(|about| match about.default {
+            Unset::Value(text) => Some((about.name, text)),
+            Unset::Derived(_) | Unset::Nothing => None,
+        })
+        .collect();
+    assert_eq!(load(&defaults).unwrap().to_string(), load(&[]).unwrap().to_string());
+}
+
+#[test]
+fn every_example_is_a_right_value() {
+    let this_file = std::env::current_exe().unwrap().display().to_string();
+    for about in keys::ALL {
+        let value = match about.name {
+            "JANEBOT_CONFIG" => continue,
+            "AMP_PATH" | "CLAUDE_PATH" => this_file.as_str(),
+            "HOST_ROOTFS" => "/",
+            // The examples of secrets show a form and are refused as placeholders.
+            _ if about.secret => "k3y",
+            _ => about.example,
+        };
+        let settings = [(about.name, value), ("SPRITES_TOKEN", "t0ken"), ("ANTHROPIC_API_KEY", "k3y")];
+        load(&settings).unwrap_or_else(|errors| panic!("{}: {errors}", about.name));
+    }
+}
+
+#[test]
+fn good_values_are_read() {
+    let config = load(&[
+        ("SPRITES_TOKEN", " t0ken\n"),
+        ("SPRITES_API_URL", "https://sprites.example.com/"),
+        ("RUNNERS", "64"),
+        ("RUNNER_PREFIX", "jane-2"),
+        ("AGENT", "Claude"),
+        ("AMP_API_KEY", "amp-k3y"),
+        ("ANTHROPIC_API_KEY", "ant-k3y"),
+        ("ANTHROPIC_BASE_URL", "https://gateway.example.com/anthropic/"),
+        ("EXEC_TIMEOUT", "1h 30m"),
+        ("QUEUE_TIMEOUT", "1s"),
+        ("ALLOWED_USER_IDS", " U1, U2 ,,U1 "),
+        ("EXTRA_ALLOWED_HOSTS", "GitHub.com,*.crates.io"),
+        ("DATABASE_URL", "sqlite:///srv/j.sqlite"),
+        ("DATA_DIR", "/srv/jane"),
+        ("MAX_QUEUE", ""),
+        ("CLAUDE_MODEL", "claude-opus-4-8[1m]"),
+    ])
+    .unwrap();
+    let SpritesConfig::Remote { url, token } = &config.sprites else { panic!("expected the cloud") };
+    assert_eq!((url.as_str(), token.expose_secret()), ("https://sprites.example.com", "t0ken"));
+    assert_eq!((config.pool.runners, config.pool.prefix.as_str()), (64, "jane-2"));
+    assert_eq!((config.pool.run_timeout.as_secs(), config.pool.queue_timeout.as_secs()), (5400, 1));
+    assert_eq!(config.pool.max_queue, 1000, "empty counts as unset");
+    assert_eq!(config.agents.default, AgentKind::Claude);
+    assert_eq!(config.access.users, BTreeSet::from(["U1".to_owned(), "U2".to_owned()]));
+    assert_eq!(config.pool.extra_hosts, BTreeSet::from(["github.com".to_owned(), "*.crates.io".to_owned()]));
+    assert_eq!(config.journal_path, Path::new("/srv/j.sqlite"));
+    let claude = config.agents.claude.unwrap();
+    assert_eq!(claude.url_in_sprite(), "https://gateway.example.com/anthropic");
+    assert_eq!(claude.hosts_needed(), ["gateway.example.com"]);
+    assert_eq!(config.agents.amp.unwrap().hosts_needed(), ["ampcode.com"]);
+}
+
+#[test]
+fn yes_and_no_have_three_spellings() {
+    for (text, expected) in [("true", Isolation::Off), ("1", Isolation::Off), ("YES", Isolation::Off)] {
+        assert_eq!(host(&load(&[("ALLOW_LOCAL_EXECUTION", text)]).unwrap()).isolation, expected);
+    }
+    for text in ["false", "0", "No", " "] {
+        assert_eq!(host(&load(&[("ALLOW_LOCAL_EXECUTION", text)]).unwrap()).isolation, Isolation::Full);
+    }
+}
+
+#[test]
+fn bad_values_are_named_with_what_is_wrong() {
+    let table = [
+        ("EXEC_TIMEOUT", "1500", "`1500` has no unit"),
+        ("EXEC_TIMEOUT", "0", "no unit"),
+        ("EXEC_TIMEOUT", "NaN", "not a time"),
+        ("EXEC_TIMEOUT", "inf", "not a time"),
+        ("EXEC_TIMEOUT", "-5m", "not a time"),
+        ("EXEC_TIMEOUT", "10 parsecs", "not a time"),
+        ("EXEC_TIMEOUT", "999ms", "not between 1s and 1day"),
+        ("QUEUE_TIMEOUT", "25h", "not between 1s and 1day"),
+        ("QUEUE_TIMEOUT", "99999999999999999999h", "not a time"),
+        ("RUNNERS", "0", "not between 1 and 64"),
+        ("RUNNERS", "65", "not between"),
+        ("RUNNERS", "NaN", "not a whole number"),
+        ("RUNNERS", "1e3", "not a whole number"),
+        ("RUNNERS", "-1", "not a whole number"),
+        ("RUNNERS", "2.0", "not a whole number"),
+        ("RUNNERS", "99999999999999999999999", "not between"),
+        ("RUNNER_PREFIX", "Jane", "lower-case"),
+        ("RUNNER_PREFIX", "jane-", "hyphen"),
+        ("RUNNER_PREFIX", "jane_runner", "hyphens"),
+        ("RUNNER_PREFIX", "a/../b", "hyphens"),
+        ("ALLOW_LOCAL_EXECUTION", "maybe", "neither true nor false"),
+        ("AGENT", "gpt", "there are amp, claude and shell"),
+        ("AGENT", "amp", "set AMP_API_KEY"),
+        ("AGENT", "claude", "set ANTHROPIC_API_KEY"),
+        ("AGENT_MODE", "--help", "one plain word"),
+        ("CLAUDE_MODEL", "a b", "one plain word"),
+        ("AMP_VERSION", "latest", "exact version"),
+        ("CLAUDE_VERSION", "^2.1.0", "exact version"),
+        ("CLAUDE_VERSION", "2", "exact version"),
+        ("AMP_PATH", "bin/amp", "absolute path"),
+        ("AMP_PATH", "~/amp", "absolute path"),
+        ("AMP_PATH", "/nowhere/amp", "not a file"),
+        ("HOST_ROOTFS", "/etc/passwd", "not a folder"),
+        ("DATA_DIR", "data", "absolute path"),
+        ("DATABASE_URL", "postgres://u:pw@db/jane", "PostgreSQL comes later"),
+        ("DATABASE_URL", "mysql://db/jane", "sqlite://"),
+        ("DATABASE_URL", "sqlite::memory:", "forget every job"),
+        ("DATABASE_URL", "sqlite://journal.sqlite", "absolute"),
+        ("DATABASE_URL", "sqlite:///j?mode=ro", "options"),
+        ("SPRITES_API_URL", "http://sprites.example.com", "plain http"),
+        ("SPRITES_API_URL", "sprites.example.com", "not a URL"),
+        ("SPRITES_API_URL", "ftp://sprites.example.com", "https://"),
+        ("AMP_URL", "https://ampcode.com/api", "path"),
+        ("AMP_URL", "https://jane:pw@ampcode.com", "user name or password"),
+        ("AMP_URL", "https://ampcode.com?a=b", "`?`"),
+        ("HOST_LISTEN", "0.0.0.0:80", "not a loopback"),
+        ("HOST_LISTEN", "127.0.0.1", "with a port"),
+        ("HOST_MEMORY", "2", "no unit"),
+        ("HOST_MEMORY", "2GiBs", "not a size"),
+        ("HOST_MEMORY", "NaN", "not a size"),
+        ("HOST_MEMORY", "1KiB", "too small"),
+        ("HOST_DISK", "99999999999TiB", "too large"),
+        ("HOST_PROCESSES", "1", "not between"),
+        ("MAX_QUEUE", "0", "not between"),
+        ("ALLOWED_USER_IDS", "U1,@jane", "item 2"),
+        ("ALLOWED_CHANNEL_IDS", "#general", "item 1"),
+        ("EXTRA_ALLOWED_HOSTS", "*", "allows too much"),
+        ("EXTRA_ALLOWED_HOSTS", "a.com,*.*.b.com", "item 2"),
+        ("EXTRA_ALLOWED_HOSTS", "https://github.com", "leave out scheme"),
+        ("EXTRA_ALLOWED_HOSTS", "10.0.0.1", "address"),
+        ("EXTRA_ALLOWED_HOSTS", "git_hub.com", "not a host name"),
+        ("AMP_API_KEY", "two words", "white space"),
+        ("AMP_API_KEY", "\"quoted\"", "quote marks"),
+        ("AMP_API_KEY", "<your key>", "white space"),
+        ("AMP_API_KEY", "<your-key>", "placeholder"),
+        ("ANTHROPIC_API_KEY", "changeme", "placeholder"),
+        ("ANTHROPIC_API_KEY", "sk-ant-...", "placeholder"),
+        ("ANTHROPIC_API_KEY", "xxxxxxxx", "placeholder"),
+        ("SPRITES_TOKEN", "${SPRITES_TOKEN}", "placeholder"),
+        ("SPRITES_TOKEN", "schlüssel", "header"),
+    ];
+    for (key, value, words) in table {
+        // With the token that this one asks for.
+        let mut settings = vec![(key, value)];
+        if key == "SPRITES_API_URL" {
+            settings.push(("SPRITES_TOKEN", "t0ken"));
+        }
+        let errors = load(&settings).expect_err(&format!("{key}={value}"));
+        assert_eq!(errors.0.len(), 1, "{key}={value}: {errors}");
+        let text = errors.to_string();
+        assert!(text.contains(words), "{key}={value}: {text}");
+        assert!(text.contains(&format!("- {key} (environment): ")), "{text}");
+        let remedy = match (key, value) {
+            ("AGENT", "amp") => "AMP_API_KEY",
+            ("AGENT", "claude") => "ANTHROPIC_API_KEY",
+            _ => key,
+        };
+        assert!(text.contains(&format!("; for example {remedy}=")), "{text}");
+        assert!(!text.contains("pw@") && !text.contains("schlüssel") && !text.contains("two words"), "{text}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let (path, loaded) = load_file(
+        "exec_timeout = 1500\nrunner = 3\nrunners = 9\n[agents]\nkey = 1\n",
+        &[("AGENT", "amp"), ("RUNNERS", "many"), ("SPRITES_API_URL", "https://api.example.com")],
+    );
+    let errors = loaded.unwrap_err();
+    let path = path.display();
+    let expected = format!(
+        "6 settings are wrong:
+- agents ({path}): there is no such setting: is `agent` meant?
+- runner ({path}): there is no such setting: is `runners` meant?
+- RUNNERS (environment): `many` is not a whole number; for example RUNNERS=4
+- exec_timeout ({path}): `1500` has no unit: write s, m or h behind it; for example exec_timeout = \"30m\"
+- SPRITES_API_URL (environment): the API needs a token: set SPRITES_TOKEN, or leave this out to run sprites on this machine; for example SPRITES_TOKEN=your-sprites-token
+- AGENT (environment): amp needs a key: set AMP_API_KEY, or choose another agent; for example AMP_API_KEY=sgamp_..."
+    );
+    let sorted = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&errors.to_string()), sorted(&expected), "{errors}");
+    assert!(errors.0.iter().any(|error| error.key == "runner" && matches!(error.origin, Origin::File(_))));
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let content = "runners = 3\nexec_timeout = \"20m\"\nallowed_user_ids = [\"U1\", 42]\n\
+                   extra_allowed_hosts = \"a.com, b.com\"\nallow_local_execution = true\n";
+    let config = load_file(content, &[("RUNNERS", "5")]).1.unwrap();
+    assert_eq!((config.pool.runners, config.pool.run_timeout.as_secs()), (5, 1200));
+    assert_eq!(config.access.users, BTreeSet::from(["42".to_owned(), "U1".to_owned()]));
+    assert_eq!(config.pool.extra_hosts.len(), 2);
+    assert_eq!(host(&config).isolation, Isolation::Off);
+}
+
+#[test]
+fn the_command_lines_file_wins_over_the_environments() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one.toml"), folder.path().join("two.toml"));
+    std::fs::write(&one, "runners = 3").unwrap();
+    std::fs::write(&two, "max_queue = 7").unwrap();
+    let env = env(&[("JANEBOT_CONFIG", one.to_str().unwrap())]);
+    assert_eq!(Config::load(&env, None).unwrap().pool.runners, 3);
+    let config = Config::load(&env, Some(&two)).unwrap();
+    assert_eq!((config.pool.runners, config.pool.max_queue), (2, 7), "one file, not both");
+}
+
+#[test]
+fn a_bad_file_is_explained() {
+    let table = [
+        ("runners = [1]", "a list is too much"),
+        ("runners = nan", "`NaN` is not a whole number"),
+        ("runners = 2.5", "not a whole number"),
+        ("runners = 2026-01-01", "a date"),
+        ("allowed_user_ids = [\"a,b\"]", "item 1 has a comma"),
+        ("allowed_user_ids = [[\"a\"]]", "a list is too much"),
+        ("RUNNERS = 3", "is `runners` meant?"),
+        ("exec-timeout = \"3m\"", "is `exec_timeout` meant?"),
+        ("janebot_config = \"/x\"", "no such setting"),
+        ("zzz = 1", "there is no such setting"),
+        ("runners = 1\nrunners = 2", "line 2"),
+        ("\n\namp_api_key = k3y-k3y", "line 3"),
+    ];
+    for (content, words) in table {
+        let (_, loaded) = load_file(content, &[]);
+        let text = loaded.expect_err(content).to_string();
+        assert!(text.contains(words) && text.contains("janebot.toml"), "{content}: {text}");
+        assert!(!text.contains("k3y-k3y"), "{text}");
+    }
+    let missing = Config::load(&env(&[]), Some(Path::new("/nowhere/janebot.toml"))).unwrap_err().to_string();
+    assert!(missing.contains("--config (command line): the file /nowhere/janebot.toml can't be read"), "{missing}");
+    let missing = load(&[("JANEBOT_CONFIG", "/nowhere/janebot.toml")]).unwrap_err().to_string();
+    assert!(missing.contains("JANEBOT_CONFIG (environment): the file"), "{missing}");
+    let endless = Config::load(&env(&[]), Some(Path::new("/dev/zero"))).unwrap_err().to_string();
+    assert!(endless.contains("larger than"), "{endless}");
+}
+
+#[test]
+fn without_a_home_the_place_for_data_is_asked_for() {
+    let none = BTreeMap::new();
+    let text = Config::load(&none, None).unwrap_err().to_string();
+    assert!(
+        text.contains("DATA_DIR (not set)") && text.contains("HOME") && text.contains("DATA_DIR=/var/lib"),
+        "{text}"
+    );
+    let state = BTreeMap::from([("XDG_STATE_HOME".to_owned(), "/var/state".to_owned())]);
+    assert_eq!(Config::load(&state, None).unwrap().data_dir, Path::new("/var/state/janebot"));
+    let relative = env(&[("XDG_STATE_HOME", "state")]);
+    assert_eq!(Config::load(&relative, None).unwrap().data_dir, Path::new("/home/jane/.local/state/janebot"));
+    let set = BTreeMap::from([("DATA_DIR".to_owned(), "/srv/jane".to_owned())]);
+    assert_eq!(Config::load(&set, None).unwrap().journal_path, Path::new("/srv/jane/journal.sqlite"));
+}
+
+#[test]
+fn the_first_agent_with_a_key_is_the_default() {
+    let default = |settings: &[(&str, &str)]| load(settings).unwrap().agents.default;
+    assert_eq!(default(&[("ANTHROPIC_API_KEY", "ant-k3y")]), AgentKind::Claude);
+    assert_eq!(default(&[("ANTHROPIC_API_KEY", "ant-k3y"), ("AMP_API_KEY", "amp-k3y")]), AgentKind::Amp);
+    assert_eq!(default(&[("AMP_API_KEY", "amp-k3y"), ("AGENT", "shell")]), AgentKind::Shell);
+}
+
+#[test]
+fn a_server_of_this_network_is_reached_by_a_granted_name() {
+    let config = load(&[
+        ("AMP_API_KEY", "amp-k3y"),
+        ("AMP_URL", "http://127.0.0.1:8317/"),
+        ("ANTHROPIC_API_KEY", "ant-k3y"),
+        ("ANTHROPIC_BASE_URL", "http://gateway.corp/anthropic"),
+    ])
+    .unwrap();
+    let grant = |name: &str, target: &str| Grant { name: name.into(), target: target.into() };
+    let expected =
+        [grant("amp.janebot.internal", "127.0.0.1:8317"), grant("anthropic.janebot.internal", "gateway.corp:80")];
+    assert_eq!(host(&config).grants, expected);
+    let (amp, claude) = (config.agents.amp.as_ref().unwrap(), config.agents.claude.as_ref().unwrap());
+    assert_eq!(amp.url_in_sprite(), "http://amp.janebot.internal");
+    assert_eq!(amp.hosts_needed(), ["amp.janebot.internal"]);
+    assert_eq!(claude.url_in_sprite(), "http://anthropic.janebot.internal/anthropic");
+    assert_eq!(claude.hosts_needed(), ["anthropic.janebot.internal"]);
+    let shown = config.to_string();
+    assert!(
+        shown.contains("AMP_URL=http://amp.janebot.internal (in sprites only; leads to 127.0.0.1:8317)"),
+        "{shown}"
+    );
+
+    let ipv6 = load(&[("AMP_API_KEY", "amp-k3y"), ("AMP_URL", "http://[::1]:8317")]).unwrap();
+    assert_eq!(host(&ipv6).grants, [grant("amp.janebot.internal", "[::1]:8317")]);
+}
+
+#[test]
+fn a_server_without_its_agents_key_gets_no_grant() {
+    let config = load(&[("AMP_URL", "http://127.0.0.1:8317")]).unwrap();
+    assert!(host(&config).grants.is_empty());
+}
+
+#[test]
+fn without_isolation_programs_reach_the_server_as_it_is() {
+    let config =
+        load(&[("AMP_API_KEY", "amp-k3y"), ("AMP_URL", "http://127.0.0.1:8317"), ("ALLOW_LOCAL_EXECUTION", "true")])
+            .unwrap();
+    let amp = config.agents.amp.as_ref().unwrap();
+    assert_eq!(amp.url_in_sprite(), "http://127.0.0.1:8317");
+    assert!(amp.hosts_needed().is_empty() && host(&config).grants.is_empty());
+}
+
+#[test]
+fn what_a_sprite_can_t_reach_is_refused() {
+    let cloud = ("SPRITES_TOKEN", "t0ken");
+    let table: [(&[(&str, &str)], &str); 5] = [
+        (&[("AMP_URL", "https://10.1.2.3")], "https to an address of this network"),
+        (&[("AMP_URL", "https://localhost:8443")], "https to an address of this network"),
+        (&[("AMP_URL", "http://192.168.1.2:80"), cloud], "cloud can't reach"),
+        (&[("AMP_URL", "https://127.0.0.1"), cloud], "cloud can't reach"),
+        (&[("AMP_URL", "http://amp.example.com"), cloud], "plain http"),
+    ];
+    for (settings, words) in table {
+        let settings: Vec<_> = settings.iter().copied().chain([("AMP_API_KEY", "amp-k3y")]).collect();
+        let text = load(&settings).expect_err(words).to_string();
+        assert!(text.contains(words) && text.contains("AMP_URL (environment)"), "{text}");
+    }
+    let own_host = [
+        cloud,
+        ("SPRITES_API_URL", "http://127.0.0.1:9000"),
+        ("AMP_API_KEY", "amp-k3y"),
+        ("AMP_URL", "http://127.0.0.1:8317"),
+    ];
+    assert_eq!(load(&own_host).unwrap().agents.amp.unwrap().url_in_sprite(), "http://amp.janebot.internal");
+}
+
+#[test]
+fn the_reference_names_every_setting() {
+    let table = reference();
+    assert_eq!(table.lines().count(), keys::ALL.len() + 2);
+    for about in keys::ALL {
+        assert!(table.contains(&format!("| `{}` | {}", about.name, about.form)));
+    }
+    assert!(table.lines().all(|line| line.matches(" | ").count() == 3 && line.starts_with("| ")), "{table}");
+}
+
+#[test]
+fn the_effective_settings_name_every_setting_in_use() {
+    let file = std::env::current_exe().unwrap().display().to_string();
+    let all = [
+        load(&[("AMP_API_KEY", "amp-k3y"), ("ANTHROPIC_API_KEY", "ant-k3y")]).unwrap().to_string(),
+        load(&[("AMP_API_KEY", "a-k3y"), ("ANTHROPIC_API_KEY", "b-k3y"), ("AMP_PATH", &file), ("CLAUDE_PATH", &file)])
+            .unwrap()
+            .to_string(),
+        load(&[("SPRITES_TOKEN", "t0ken")]).unwrap().to_string(),
+    ]
+    .concat();
+    for about in keys::ALL.iter().filter(|about| about.name != "JANEBOT_CONFIG") {
+        assert!(all.lines().any(|line| line.starts_with(&format!("{}=", about.name))), "{}", about.name);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever a secret looks like and wherever it was put by mistake, no text shows it.
+    #[test]
+    fn no_text_ever_shows_a_secret(
+        secret in r#"[A-Za-z0-9_./+=~ "'$<{@:,\\é-]{9,80}"#,
+        secret_key in 0..3usize,
+        other_key in 0..64usize,
+        in_file in any::<bool>(),
+        quoted in any::<bool>(),
+    ) {
+        let secret = secret.trim();
+        prop_assume!(secret.len() >= 8 && !"your-sprites-token".contains(secret));
+        let name = ["SPRITES_TOKEN", "AMP_API_KEY", "ANTHROPIC_API_KEY"][secret_key];
+        let mut settings = vec![(name, secret)];
+        // The same text under a second name: most of them refuse it and say why. In a file that can't be parsed nobody
+        // sees that it is a secret.
+        let known = !in_file || quoted;
+        if let Some(other) = keys::ALL.get(other_key).filter(|about| !about.list && known) {
+            settings.push((other.name, secret));
+        }
+        let loaded = if in_file {
+            let value = if quoted { toml::Value::from(secret).to_string() } else { secret.to_owned() };
+            load_file(&format!("{} = {value}\n", name.to_lowercase()), &settings[1..]).1
+        } else {
+            load(&settings)
+        };
+        let texts = match &loaded {
+            // A right value of another setting is that setting's to show.
+            Ok(config) if settings.len() == 1 => vec![format!("{config:?}"), config.to_string()],
+            Ok(_) => vec![],
+            Err(errors) => vec![format!("{errors:?}"), errors.to_string()],
+        };
+        for text in texts {
+            prop_assert!(!text.contains(secret), "{text}");
+        }
+    }
+
+    /// No text makes loading panic.
+    #[test]
+    fn any_text_is_read_or_refused(key in 0..64usize, value in any::<String>(), file in any::<String>()) {
+        if let Some(about) = keys::ALL.get(key) {
+            let _ = load(&[(about.name, &value)]);
+            let _ = load_file(&format!("{} = {file}", about.name.to_lowercase()), &[]);
+        }
+    }
+}

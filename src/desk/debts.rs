@@ -1,0 +1,97 @@
+//! Who is owed an outcome. Outlives the desk and its conversations, so that no message is forgotten with an actor.
+//!
+//! A message becomes a debt when it is handed in, and the debt is paid once: whoever pays takes it out of the book
+//! first, so that of two who hold an outcome for one job only one tells it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::chat::{Inbound, Replies, Reply};
+use crate::job::{ConversationId, JobId, JobReport};
+
+/// The book of debts. Clones are the same book.
+#[derive(Clone, Default)]
+pub struct Debts(Arc<Mutex<BTreeMap<JobId, Debt>>>);
+
+/// One message that has no outcome yet.
+#[derive(Clone)]
+pub struct Debt {
+    pub conversation: ConversationId,
+    /// The profile that was asked for or, once admitted, is used.
+    pub agent: String,
+    pub heard_at: Instant,
+    replies: Arc<dyn Replies>,
+}
+
+impl Debts {
+    /// Notes that `inbound` is owed an outcome as `job`.
+    pub fn owe(&self, job: &JobId, inbound: &Inbound, heard_at: Instant) {
+        let debt = Debt {
+            conversation: inbound.conversation.clone(),
+            agent: inbound.agent.clone().unwrap_or_default(),
+            heard_at,
+            replies: inbound.replies.clone(),
+        };
+        self.book().insert(job.clone(), debt);
+    }
+
+    /// Notes the profile that the job was admitted with.
+    pub fn admitted(&self, job: &JobId, agent: &str) {
+        if let Some(debt) = self.book().get_mut(job) {
+            agent.clone_into(&mut debt.agent);
+        }
+    }
+
+    /// Tells something on the way; nothing when the debt is paid, since nothing follows an outcome.
+    pub fn tell(&self, job: &JobId, reply: Reply) {
+        // The lock is not held while the adapter runs.
+        if let Some(debt) = self.get(job) {
+            debt.replies.reply(reply);
+        }
+    }
+
+    /// Tells the outcome, unless somebody did before.
+    pub fn pay(&self, report: JobReport) {
+        let debt = self.book().remove(&report.job);
+        if let Some(debt) = debt {
+            debt.replies.reply(Reply::Ended(Box::new(report)));
+        }
+    }
+
+    /// Strikes out a debt that another job pays: the message had been heard before.
+    pub fn cancel(&self, job: &JobId, instead: Reply) {
+        let debt = self.book().remove(job);
+        if let Some(debt) = debt {
+            debt.replies.reply(instead);
+        }
+    }
+
+    /// Strikes out a debt whose message came back to its sender.
+    pub fn withdraw(&self, job: &JobId) {
+        self.book().remove(job);
+    }
+
+    pub fn get(&self, job: &JobId) -> Option<Debt> {
+        self.book().get(job).cloned()
+    }
+
+    /// All debts, oldest first.
+    pub fn all(&self) -> Vec<(JobId, Debt)> {
+        self.book().iter().map(|(job, debt)| (job.clone(), debt.clone())).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.book().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.book().is_empty()
+    }
+
+    /// Nothing that runs under the lock can leave the book half-written, so a poisoned lock is as good as any.
+    fn book(&self) -> MutexGuard<'_, BTreeMap<JobId, Debt>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,322 @@
+//! How a job's end is put into an outcome, for its user and for the journal.
+//!
+//! Pure but for [`settle`], which writes an outcome to the journal. Messages are for whoever asked: what happened, what
+//! is known of it, what to do next. They name the job and no causes beneath what the user can act on.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout};
+
+use crate::agent::{AgentResult, Details};
+use crate::job::{FailReason, JobId, JobReport, Outcome, RefuseReason, RequesterId, Timings};
+use crate::journal::{Journal, JournalError};
+use crate::pool::receipt::Receipt;
+use crate::pool::{NotStarted, RunEnd, RunReport};
+
+/// How long an answer waits for a journal that does not reply. A write takes about a millisecond.
+pub const JOURNAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts of an agent's last words that are shown beside a failure.
+const MAX_SO_FAR: usize = 8 * 1024;
+
+/// What everybody who ends a job knows of it.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub job: JobId,
+    pub agent: String,
+    pub heard_at: Instant,
+    pub timings: Timings,
+    pub receipt: Option<Receipt>,
+}
+
+impl Ended {
+    /// A job of which no run is known.
+    pub fn unrun(job: JobId, agent: String, heard_at: Instant) -> Self {
+        Self { job, agent, heard_at, timings: Timings::default(), receipt: None }
+    }
+
+    /// The report with this outcome, at this time.
+    pub fn with(self, outcome: Outcome, ended_at: Timestamp) -> JobReport {
+        let timings = Timings { total_ms: millis(self.heard_at.elapsed()), ..self.timings };
+        JobReport {
+            job: self.job,
+            outcome,
+            agent: self.agent,
+            timings,
+            receipt: self.receipt,
+            usage: None,
+            files: Vec::new(),
+            notes: Vec::new(),
+            ended_at,
+        }
+    }
+}
+
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn failed(reason: FailReason, message: String) -> Outcome {
+    Outcome::Failed { reason, message }
+}
+
+/// The report of a job that ran. `run_timeout` is the time that it was allowed.
+pub fn ran(ended: Ended, run: RunReport, run_timeout: Duration, ended_at: Timestamp) -> JobReport {
+    let (outcome, details) = outcome_of(&ended.job, run.ended, run_timeout);
+    let mut report = ended.with(outcome, ended_at);
+    report.timings.queue_ms = Some(millis(run.queue_wait));
+    report.timings.check_ms = Some(millis(run.check));
+    report.timings.run_ms = Some(millis(run.run));
+    report.timings.collect_ms = Some(millis(run.collect));
+    report.receipt = Some(run.receipt);
+    report.usage = details.usage;
+    report.files = run.files;
+    report.notes = details.notes;
+    report.notes.extend(run.notes);
+    report
+}
+
+fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, Details) {
+    match ended {
+        RunEnd::Agent(AgentResult::Answered { answer, details }) => (Outcome::Answered { answer }, details),
+        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, details }) => {
+            let message = with_so_far(format!("The agent failed: {message}"), answer_so_far.as_deref());
+            (failed(FailReason::AgentFailed, message), details)
+        }
+        RunEnd::Agent(AgentResult::NoResult { message, details }) => {
+            let message = format!(
+                "The agent ended without an answer: {message}\nSend the message again to try once more; job {job} is not repeated by itself."
+            );
+            (failed(FailReason::NoResult, message), details)
+        }
+        RunEnd::Timeout { so_far } => {
+            let (said, details) = match so_far {
+                AgentResult::Answered { answer, details } => (Some(answer), details),
+                AgentResult::Failed { answer_so_far, details, .. } => (answer_so_far, details),
+                AgentResult::NoResult { details, .. } => (None, details),
+            };
+            let allowed = humantime::format_duration(run_timeout);
+            let message = format!(
+                "The agent was stopped because its time of {allowed} was up. Ask for less at a time, or allow more time for it (job {job})."
+            );
+            (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
+        }
+        RunEnd::Cancelled { verified } => {
+            (Outcome::Cancelled { message: format!("Cancelled. {verified}") }, Details::default())
+        }
+        RunEnd::OutcomeUnknown { message } => {
+            let message = format!(
+                "The connection to the agent's machine was lost while it ran ({message}). What it did until then outside the machine is not known: look before you send this again (job {job})."
+            );
+            (failed(FailReason::OutcomeUnknown, message), Details::default())
+        }
+    }
+}
+
+fn with_so_far(mut message: String, said: Option<&str>) -> String {
+    if let Some(said) = said.map(str::trim).filter(|said| !said.is_empty()) {
+        let end = said.floor_char_boundary(MAX_SO_FAR);
+        message.push_str("\n\nWhat it had said:\n");
+        message.push_str(&said[..end]);
+        if end < said.len() {
+            message.push_str(" […]");
+        }
+    }
+    message
+}
+
+/// The outcome of a job whose ticket came back without a run. `waited` is how long it was allowed to wait.
+pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
+    match why {
+        NotStarted::QueueFull { limit } => Outcome::Refused {
+            reason: RefuseReason::QueueFull,
+            message: format!("{limit} jobs are waiting already, which is the limit: send this again in a few minutes."),
+        },
+        NotStarted::QueueTimeout { reason } => failed(
+            FailReason::QueueTimeout,
+            format!(
+                "No runner came free within {} ({reason}). The agent never started: send this again later (job {job}).",
+                humantime::format_duration(waited)
+            ),
+        ),
+        NotStarted::Cancelled => cancelled_before_start(None),
+        NotStarted::Draining => Outcome::Refused {
+            reason: RefuseReason::Draining,
+            message: "janebot is stopping and the agent was not started: send this again in a minute.".into(),
+        },
+        NotStarted::NoRunner { message } => no_runner(job, &message),
+        NotStarted::Unsuitable { message } => Outcome::Refused {
+            reason: RefuseReason::Unsuitable,
+            message: format!("Job {job} can't be run: {message}."),
+        },
+        NotStarted::Journal { message } => failed(
+            FailReason::Journal,
+            format!(
+                "janebot could not write its journal, so the agent was not started: {message}. Send this again once that is repaired (job {job})."
+            ),
+        ),
+    }
+}
+
+pub fn no_runner(job: &JobId, message: &str) -> Outcome {
+    failed(
+        FailReason::NoRunner,
+        format!(
+            "No machine could be made ready for the agent, which never started: {message}. Send this again in a few minutes; if it stays so, tell the operator (job {job})."
+        ),
+    )
+}
+
+/// `by` is named when it was somebody else than the requester.
+pub fn cancelled_before_start(by: Option<&RequesterId>) -> Outcome {
+    let by = by.map(|by| format!(" by {by}")).unwrap_or_default();
+    Outcome::Cancelled { message: format!("Cancelled{by} before the agent started; nothing was run.") }
+}
+
+/// The service lost the job's actor or was stopped.
+pub fn interrupted(job: &JobId, started: bool) -> Outcome {
+    let message = if started {
+        format!(
+            "The job was interrupted while the agent ran. Its machine is wiped, but what it did outside of it, such as a pushed branch, stays: look before you send this again (job {job})."
+        )
+    } else {
+        format!("The job was interrupted before the agent started: send this again (job {job}).")
+    };
+    failed(FailReason::Interrupted, message)
+}
+
+/// Interrupted, and the one who says it can't know how far the job had come.
+pub fn interrupted_somewhere(job: &JobId) -> Outcome {
+    failed(
+        FailReason::Interrupted,
+        format!(
+            "The job was interrupted. If the agent had started, its machine is wiped, but what it did outside of it stays: look before you send this again (job {job})."
+        ),
+    )
+}
+
+/// A started run that nobody reported on in time.
+pub fn unconfirmed(job: &JobId, cancelled: bool, waited: Duration) -> Outcome {
+    let waited = humantime::format_duration(waited);
+    let what = if cancelled {
+        format!("The agent was told to stop, but that was not confirmed within {waited}")
+    } else {
+        format!("The agent's machine did not report for {waited} after the agent's time was up")
+    };
+    failed(
+        FailReason::OutcomeUnknown,
+        format!(
+            "{what}. The machine is wiped before anybody gets it, but what the agent did outside of it is not known: look before you send this again (job {job})."
+        ),
+    )
+}
+
+/// The message was not recorded, so nothing was run.
+pub fn not_recorded(job: &JobId, error: &JournalError) -> Outcome {
+    failed(
+        FailReason::Journal,
+        format!(
+            "Your message could not be recorded, so nothing was run: {error}. Send it again once that is repaired (job {job})."
+        ),
+    )
+}
+
+/// Writes the outcome to the journal. An outcome that was recorded before wins over this one. When the journal fails,
+/// the report says so: the user is answered all the same.
+pub async fn settle<J: Journal>(journal: &J, mut report: JobReport) -> JobReport {
+    let end = journal.end(&report.job, &report.outcome, &report.timings, report.receipt.as_ref(), report.ended_at);
+    match timeout(JOURNAL_PATIENCE, end).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => adopt_recorded(journal, &mut report).await,
+        Ok(Err(error)) => report.notes.push(unrecorded(&error.to_string())),
+        Err(_) => report.notes.push(unrecorded("the journal does not answer")),
+    }
+    report
+}
+
+async fn adopt_recorded<J: Journal>(journal: &J, report: &mut JobReport) {
+    let Ok(Ok(Some(row))) = timeout(JOURNAL_PATIENCE, journal.job(&report.job)).await else { return };
+    let Some(outcome) = row.outcome else { return };
+    if outcome != report.outcome {
+        report.outcome = outcome;
+        report.timings = row.timings.unwrap_or(report.timings);
+        report.receipt = row.receipt;
+        report.files.clear();
+    }
+}
+
+fn unrecorded(error: &str) -> String {
+    format!("This outcome could not be recorded ({error}): after a restart janebot will call the job interrupted.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> JobId {
+        JobId::new("01job")
+    }
+
+    fn details() -> Details {
+        Details { notes: vec!["cut".into()], ..Details::default() }
+    }
+
+    #[test]
+    fn each_end_of_a_run_has_its_outcome_and_says_what_to_do() {
+        let answered = AgentResult::Answered { answer: "42".into(), details: details() };
+        let failed = AgentResult::Failed {
+            message: "no credit".into(),
+            answer_so_far: Some("I tried".into()),
+            details: details(),
+        };
+        let nothing = AgentResult::NoResult { message: "exit status 137".into(), details: details() };
+        for (ended, word, reason, parts) in [
+            (RunEnd::Agent(answered.clone()), "answered", None, &[][..]),
+            (
+                RunEnd::Agent(failed.clone()),
+                "failed",
+                Some("agent_failed"),
+                &["no credit", "What it had said:\nI tried"],
+            ),
+            (RunEnd::Agent(nothing.clone()), "failed", Some("no_result"), &["exit status 137", "again", "01job"]),
+            (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
+            (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
+            (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
+            (RunEnd::Cancelled { verified: "All gone.".into() }, "cancelled", None, &["Cancelled. All gone."]),
+            (
+                RunEnd::OutcomeUnknown { message: "reset".into() },
+                "failed",
+                Some("outcome_unknown"),
+                &["look before", "01job"],
+            ),
+        ] {
+            let (outcome, _) = outcome_of(&job(), ended, Duration::from_secs(600));
+            assert_eq!((outcome.word(), outcome.reason()), (word, reason));
+            let text = format!("{outcome:?}").replace("\\n", "\n");
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_reason_not_to_start_has_its_outcome() {
+        for (why, word, reason) in [
+            (NotStarted::QueueFull { limit: 5 }, "refused", Some("queue_full")),
+            (NotStarted::QueueTimeout { reason: "all runners are busy".into() }, "failed", Some("queue_timeout")),
+            (NotStarted::Cancelled, "cancelled", None),
+            (NotStarted::Draining, "refused", Some("draining")),
+            (NotStarted::NoRunner { message: "disk full".into() }, "failed", Some("no_runner")),
+            (NotStarted::Journal { message: "disk full".into() }, "failed", Some("journal")),
+        ] {
+            let outcome = not_started(&job(), why, Duration::from_secs(900));
+            assert_eq!((outcome.word(), outcome.reason()), (word, reason));
+        }
+    }
+
+    #[test]
+    fn last_words_are_cut_at_a_character() {
+        let message = with_so_far("Time was up.".into(), Some(&"ä".repeat(MAX_SO_FAR)));
+        assert!(message.ends_with(" […]") && message.len() < MAX_SO_FAR + 100);
+        assert_eq!(with_so_far("Time was up.".into(), Some("  \n")), "Time was up.");
+    }
+}

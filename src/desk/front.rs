@@ -1,0 +1,110 @@
+//! The front door: how adapters hand in messages, over restarts of the desk.
+
+use std::time::Duration;
+
+use ractor::rpc::CallResult;
+use ractor::{ActorRef, MessagingErr, RpcReplyPort};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::debts::Debts;
+use super::ending::Ended;
+use super::{DeskMsg, DeskStatus, Hearing, Target};
+use crate::chat::Inbound;
+use crate::config::AgentKind;
+use crate::job::{Outcome, RefuseReason, RequesterId};
+use crate::world::World;
+
+/// How long the desk may take to answer. It waits for nothing, so this is a matter of its mailbox.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The way to the desk. Clones lead to the same one.
+#[derive(Clone)]
+pub struct DeskHandle {
+    current: watch::Receiver<Option<ActorRef<DeskMsg>>>,
+    debts: Debts,
+    world: World,
+    default_agent: AgentKind,
+}
+
+impl DeskHandle {
+    /// Follows the desk that `current` names; `debts` are those that it was started with.
+    pub fn new(
+        current: watch::Receiver<Option<ActorRef<DeskMsg>>>,
+        debts: Debts,
+        world: World,
+        default_agent: AgentKind,
+    ) -> Self {
+        Self { current, debts, world, default_agent }
+    }
+
+    /// Hands in a message, which from then on is owed an outcome. Waits while the desk is being restarted; when it has
+    /// stopped for good, the message is refused.
+    pub async fn send(&self, inbound: Inbound) {
+        let mut current = self.current.clone();
+        let mut hearing = Box::new(Hearing {
+            job: self.world.job_id(),
+            inbound,
+            heard_at: Instant::now(),
+            agent: self.default_agent,
+        });
+        loop {
+            let desk = current.borrow_and_update().clone();
+            if let Some(desk) = desk {
+                // Before the desk has it: should it die over the message, the next one finds the debt.
+                self.debts.owe(&hearing.job, &hearing.inbound, hearing.heard_at);
+                match desk.cast(DeskMsg::Heard(hearing)) {
+                    Ok(()) => return,
+                    Err(MessagingErr::SendErr(DeskMsg::Heard(back))) => {
+                        self.debts.withdraw(&back.job);
+                        hearing = back;
+                    }
+                    // Not possible, since the reference and the message have one type; the debt stays for the next desk.
+                    Err(_) => return,
+                }
+            }
+            if current.changed().await.is_err() {
+                self.refuse_stopped(&hearing);
+                return;
+            }
+        }
+    }
+
+    /// Asks jobs to stop. Returns how many are meant, or `None` when the desk does not answer.
+    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<usize> {
+        self.ask(|reply| DeskMsg::Cancel { target, by, reply }, PATIENCE).await
+    }
+
+    /// Takes nothing new and waits until all jobs have ended, at most until `deadline`. Returns how many have not.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        let patience = deadline.saturating_duration_since(Instant::now()) + PATIENCE;
+        let left = self.ask(|reply| DeskMsg::Drain { deadline, reply }, patience).await;
+        left.unwrap_or_else(|| self.debts.len())
+    }
+
+    pub async fn status(&self) -> Option<DeskStatus> {
+        self.ask(DeskMsg::Status, PATIENCE).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(RpcReplyPort<T>) -> DeskMsg,
+        patience: Duration,
+    ) -> Option<T> {
+        let desk = self.current.borrow().clone()?;
+        match desk.call(message, Some(patience)).await {
+            Ok(CallResult::Success(answer)) => Some(answer),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+        }
+    }
+
+    fn refuse_stopped(&self, hearing: &Hearing) {
+        let outcome = Outcome::Refused {
+            reason: RefuseReason::Draining,
+            message: "janebot has stopped and takes nothing new: send this again in a minute.".into(),
+        };
+        self.debts.owe(&hearing.job, &hearing.inbound, hearing.heard_at);
+        let agent = hearing.inbound.agent.clone().unwrap_or_else(|| hearing.agent.name().to_owned());
+        self.debts.pay(Ended::unrun(hearing.job.clone(), agent, hearing.heard_at).with(outcome, self.world.now()));
+    }
+}

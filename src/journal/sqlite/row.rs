@@ -1,0 +1,87 @@
+//! Rows of the tables as the journal's types. A value that can't be read names its column, and the job it belongs to.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::job::{ChannelId, ConversationId, JobId, RequesterId};
+use crate::journal::{JobRow, JobState, JournalError, RunnerRow};
+use crate::sprites::CheckpointId;
+
+/// What is wrong with a row, for [`JournalError::Corrupt`].
+type Result<T> = std::result::Result<T, String>;
+
+pub(super) fn job(row: &SqliteRow) -> Result<JobRow> {
+    let id = text(row, "id")?;
+    let read = || -> Result<JobRow> {
+        Ok(JobRow {
+            job: JobId::new(&id),
+            message_key: text(row, "message_key")?,
+            requester: RequesterId::new(text(row, "requester")?),
+            channel: ChannelId::new(text(row, "channel")?),
+            conversation: ConversationId::new(text(row, "conversation")?),
+            agent: text(row, "agent")?,
+            prompt: text(row, "prompt")?,
+            state: state(&text(row, "state")?)?,
+            runner: optional(row, "runner")?,
+            accepted_at: time("accepted_at", &text(row, "accepted_at")?)?,
+            started_at: optional(row, "started_at")?.map(|at| time("started_at", &at)).transpose()?,
+            ended_at: optional(row, "ended_at")?.map(|at| time("ended_at", &at)).transpose()?,
+            outcome: from_json(row, "outcome")?,
+            timings: from_json(row, "timings")?,
+            receipt: from_json(row, "receipt")?,
+        })
+    };
+    read().map_err(|message| format!("job {id}: {message}"))
+}
+
+pub(super) fn runner(row: &SqliteRow) -> Result<RunnerRow> {
+    let fence: i64 = row.try_get("fence").map_err(|_| unreadable("fence"))?;
+    Ok(RunnerRow {
+        runner: text(row, "name")?,
+        sprite_id: text(row, "sprite_id")?,
+        checkpoint: CheckpointId::new(&text(row, "checkpoint")?).ok_or_else(|| unreadable("checkpoint"))?,
+        fingerprint: text(row, "fingerprint")?,
+        dirty: row.try_get("dirty").map_err(|_| unreadable("dirty"))?,
+        last_job: optional(row, "last_job")?.map(JobId::new),
+        canary: optional(row, "canary")?,
+        boot: text(row, "boot")?,
+        fence: u64::try_from(fence).map_err(|_| unreadable("fence"))?,
+    })
+}
+
+pub(super) fn quarantine(row: &SqliteRow) -> Result<(String, String, Timestamp)> {
+    Ok((text(row, "runner")?, text(row, "evidence")?, time("at", &text(row, "at")?)?))
+}
+
+pub(super) fn text(row: &SqliteRow, column: &str) -> Result<String> {
+    row.try_get(column).map_err(|_| unreadable(column))
+}
+
+fn optional(row: &SqliteRow, column: &str) -> Result<Option<String>> {
+    row.try_get(column).map_err(|_| unreadable(column))
+}
+
+fn time(column: &str, text: &str) -> Result<Timestamp> {
+    text.parse().map_err(|_| unreadable(column))
+}
+
+fn from_json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Option<T>> {
+    optional(row, column)?.map(|json| serde_json::from_str(&json).map_err(|_| unreadable(column))).transpose()
+}
+
+pub(super) fn json<T: Serialize>(value: &T) -> std::result::Result<String, JournalError> {
+    serde_json::to_string(value).map_err(|error| JournalError::Failed { message: error.to_string() })
+}
+
+fn state(word: &str) -> Result<JobState> {
+    let all = [JobState::Accepted, JobState::Running, JobState::Ended];
+    all.into_iter().find(|state| state.word() == word).ok_or_else(|| unreadable("state"))
+}
+
+/// The value itself stays out: it may be part of a prompt.
+fn unreadable(column: &str) -> String {
+    format!("the column `{column}` can't be read")
+}

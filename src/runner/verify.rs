@@ -1,0 +1,184 @@
+//! Making a sprite clean again, and proving it: promise 1 of the design.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::build::BuildPlan;
+use super::scripts::{self, Verified};
+use super::{Context, Trouble};
+use crate::journal::Journal;
+use crate::pool::receipt::Receipt;
+use crate::sprites::{NetworkPolicy, Output, Sprites, SpritesError};
+
+/// The verification script takes milliseconds once the machine answers.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The mark is a help, so it waits for nobody.
+const MARK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a machine may take to answer after a restore: on the Sprites cloud it restarts asynchronously.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// Restores the sprite (or, when nothing ran on it since the last verification, does not) and verifies it. The receipt
+/// is in the journal when this returns.
+///
+/// # Errors
+/// [`Trouble::Lied`] when the host says that it restored and the machine shows otherwise.
+pub async fn make_clean<S: Sprites, J: Journal>(
+    context: &Context<S, J>,
+    plan: &BuildPlan,
+    restore: bool,
+) -> Result<Receipt, Trouble> {
+    let Context { name, sprites, journal, world, .. } = context;
+    let row = journal.runner(name).await?.ok_or_else(|| Trouble::sprite("the journal does not know it"))?;
+    context.assert_not_foreign().await?;
+    let mark = if restore { mark(context).await } else { None };
+    if restore {
+        sprites.restore(name, &row.checkpoint).await?;
+    }
+    let sprite = sprites.get(name).await?;
+    if sprite.id != row.sprite_id {
+        return Err(Trouble::sprite(format!(
+            "it is another machine ({}) than the one that was built ({})",
+            sprite.id, row.sprite_id
+        )));
+    }
+    sprites.set_policy(name, &plan.policy).await?;
+    let canaries: Vec<&str> =
+        row.canary.iter().chain(mark.iter().map(|mark| &mark.canary)).map(String::as_str).collect();
+    let seen = look(sprites, name, &canaries).await?;
+    let policy = sprites.policy(name).await?;
+    let boots_before: Vec<&str> = match restore {
+        true => [row.boot.as_str()].into_iter().chain(mark.iter().map(|mark| mark.boot.as_str())).collect(),
+        false => Vec::new(),
+    };
+    let evidence = contradictions(&boots_before, &row.fingerprint, plan, &seen, &policy);
+    if !evidence.is_empty() {
+        return Err(Trouble::Lied { evidence: evidence.join("; ") });
+    }
+    if !seen.disk_ok {
+        return Err(Trouble::sprite("its disk can't be written"));
+    }
+    let mut warnings = plan.warnings.clone();
+    if row.fingerprint != plan.fingerprint {
+        warnings.push("an older build generation, soon to be refreshed".into());
+    }
+    let receipt = Receipt {
+        runner: name.clone(),
+        sprite_id: row.sprite_id.clone(),
+        checkpoint: row.checkpoint.clone(),
+        fingerprint: row.fingerprint.clone(),
+        previous_job: row.last_job.clone(),
+        restore_completed: restore,
+        canary_gone: (!canaries.is_empty()).then_some(!seen.canary_present),
+        boot: seen.boot,
+        allowed_hosts: allowed(&policy),
+        verified_at: world.now(),
+        fence: row.fence + 1,
+        isolation: plan.isolation.clone(),
+        warnings,
+    };
+    journal.clean(name, &receipt).await?;
+    Ok(receipt)
+}
+
+/// What was left on the machine just before its restore.
+struct Mark {
+    canary: String,
+    boot: String,
+}
+
+/// Leaves a fresh canary and sees the present boot, so that a restore which did nothing shows even when the machine
+/// restarted by itself since the last verification, or no job came before. A machine that is too ill for it is
+/// restored all the same.
+async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
+    let canary = format!("mark-{}", context.world.token(8));
+    let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await.ok()?;
+    let output = exec.output(scripts::OUTPUT_LIMIT).await.ok()?;
+    Some(Mark { boot: scripts::checked(&output.stdout)?, canary })
+}
+
+/// Runs the verification script, waiting for a machine that is coming back.
+async fn look<S: Sprites>(sprites: &S, name: &str, canaries: &[&str]) -> Result<Verified, Trouble> {
+    let until = Instant::now() + COMES_BACK_WITHIN;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let tried = async {
+            let exec = sprites.exec(name, scripts::verify(canaries, VERIFY_TIMEOUT)).await?;
+            exec.output(scripts::OUTPUT_LIMIT).await
+        };
+        let error = match tried.await {
+            Ok(output) => return parse(&output),
+            Err(error) => error,
+        };
+        // The script only looks, so it may be run again whatever became of the last one.
+        let worth_waiting = matches!(
+            error,
+            SpritesError::Broken { .. } | SpritesError::OutcomeUnknown { .. } | SpritesError::RateLimited { .. }
+        );
+        if !worth_waiting || Instant::now() + pause >= until {
+            return Err(error.into());
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+fn parse(output: &Output) -> Result<Verified, Trouble> {
+    match Verified::parse(&output.stdout) {
+        Some(seen) if output.status == 0 => Ok(seen),
+        _ => {
+            let said: String =
+                String::from_utf8_lossy(&output.stderr).chars().filter(|c| !c.is_control()).take(200).collect();
+            Err(Trouble::sprite(format!("the verification ended with status {}: {said}", output.status)))
+        }
+    }
+}
+
+/// Everything that a clean machine would not show.
+fn contradictions(
+    boots_before: &[&str],
+    fingerprint: &str,
+    plan: &BuildPlan,
+    seen: &Verified,
+    policy: &NetworkPolicy,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    if seen.canary_present {
+        found.push("a canary from before the restore is still there".to_owned());
+    }
+    if boots_before.contains(&seen.boot.as_str()) {
+        found.push("the machine was not restarted".to_owned());
+    }
+    if !same_rules(policy, &plan.policy) {
+        found.push("the network policy read back differs from the one that was set".to_owned());
+    }
+    // A sprite of an older generation has older agents; that they are the ones it was built with, it says itself.
+    let same_generation = fingerprint == plan.fingerprint;
+    for (kind, version) in &plan.versions {
+        match seen.agents.get(kind.name()) {
+            None => found.push(format!("the agent {} is missing", kind.name())),
+            Some(other) if other == "changed" || (same_generation && other != version) => {
+                found.push(format!("the agent {} is not the one that was installed", kind.name()));
+            }
+            Some(_) => {}
+        }
+    }
+    found
+}
+
+/// Whether two policies say the same; their order says nothing (a name matches by how exact its rule is).
+fn same_rules(a: &NetworkPolicy, b: &NetworkPolicy) -> bool {
+    let key = |policy: &NetworkPolicy| {
+        let mut rules: Vec<_> = policy.rules.iter().map(|rule| format!("{rule:?}")).collect();
+        rules.sort();
+        rules
+    };
+    key(a) == key(b)
+}
+
+fn allowed(policy: &NetworkPolicy) -> Vec<String> {
+    let allowed = policy.rules.iter().filter(|rule| rule.action.as_deref() == Some("allow"));
+    allowed
+        .filter_map(|rule| rule.domain.clone().or_else(|| Some(format!("preset {}", rule.include.as_ref()?))))
+        .collect()
+}

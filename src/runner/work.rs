@@ -1,0 +1,283 @@
+//! One job on one runner: lease, check, run, collect. A task of the runner's, so that its mailbox stays open.
+//!
+//! It owes the job's owner one last event and pays it itself, before the runner is recycled: recycling can neither
+//! delay nor replace an answer. Dropping the task at any await leaves the lease in the journal, and so a dirty runner.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use secrecy::SecretString;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, info_span, warn};
+
+use super::build::BuildPlan;
+use super::state::{Blame, JobEnd};
+use super::{Context, RunnerMsg, Trouble, collect, scripts};
+use crate::agent::{AgentEvent, AgentReader, JobFile, Launch};
+use crate::job::JobSpec;
+use crate::journal::Journal;
+use crate::pool::receipt::Receipt;
+use crate::pool::{Granted, JobEvent, NotStarted, RunEnd, RunReport};
+use crate::sprites::{Exec, ExecEvent, ExecRequest, Sprites, SpritesError};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than the job's own limit the connection may live, so that the job's limit is what ends it.
+const EXEC_MARGIN: Duration = Duration::from_secs(120);
+/// How long an agent may live when the connection is lost; the next restore ends it anyway.
+const AFTER_DISCONNECT: Duration = Duration::from_secs(30);
+/// How long to wait for the output of a program that was killed.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Progress is for people: one piece of news in this time is enough.
+const NEWS_EVERY: Duration = Duration::from_millis(100);
+
+/// How the work ended, for the runner.
+#[derive(Debug)]
+pub enum WorkEnd {
+    /// The owner has its last event.
+    Over(JobEnd),
+    /// The agent's process never existed; the ticket goes back to the queue.
+    HandBack { granted: Granted, failure: String, blame: Blame },
+}
+
+/// Does the whole job. `run` marks the messages to the runner.
+pub async fn work<S: Sprites, J: Journal>(
+    context: Context<S, J>,
+    plan: std::sync::Arc<BuildPlan>,
+    receipt: Receipt,
+    granted: Granted,
+    runner: ActorRef<RunnerMsg>,
+    run: u64,
+) -> WorkEnd {
+    let spec = granted.ticket.spec.clone();
+    let ticket = &granted.ticket;
+    if ticket.is_cancelled() {
+        ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
+        return WorkEnd::Over(JobEnd::Untouched);
+    }
+    let queue_wait = ticket.asked_at.elapsed();
+    let launch = match plan.launch(&spec) {
+        Ok(launch) => launch,
+        Err(message) => {
+            ticket.tell(JobEvent::NotStarted(NotStarted::Unsuitable { message }));
+            return WorkEnd::Over(JobEnd::Untouched);
+        }
+    };
+    ticket.tell(JobEvent::Granted { runner: context.name.clone() });
+
+    // The dirty mark is durable before anything touches the sprite.
+    let canary = format!("canary-{}", context.world.token(8));
+    let leased = context.journal.lease(&spec.job, &context.name, receipt.fence, &canary, context.world.now()).await;
+    if let Err(error) = leased {
+        ticket.tell(JobEvent::NotStarted(NotStarted::Journal { message: error.to_string() }));
+        return WorkEnd::Over(JobEnd::Untouched);
+    }
+
+    let began = Instant::now();
+    let span = info_span!("runner.check", runner = context.name, job = %spec.job);
+    let checked = tokio::select! {
+        biased;
+        () = ticket.cancelled() => None,
+        checked = check(&context, &canary, &launch.files, &launch.env, &spec).instrument(span) => Some(checked),
+    };
+    match checked {
+        None => {
+            ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
+            return WorkEnd::Over(JobEnd::Ran);
+        }
+        Some(Err(trouble)) => return hand_back(&context, granted, trouble).await,
+        Some(Ok(())) => {}
+    }
+    let check_took = began.elapsed();
+
+    ticket.tell(JobEvent::Started { receipt: Box::new(receipt.clone()) });
+    // The runner that is gone can't be told, and aborts this task.
+    let _ = runner.cast(RunnerMsg::Started { run });
+    let span = info_span!("agent.run", agent = spec.agent, job = %spec.job);
+    let Launch { argv, stdin, stop, reader, .. } = launch;
+    let request = ExecRequest {
+        max_run_after_disconnect: Some(AFTER_DISCONNECT),
+        ..scripts::run(&argv, stdin, spec.run_timeout + EXEC_MARGIN)
+    };
+    let began = Instant::now();
+    let exec = match context.sprites.exec(&context.name, request).instrument(span.clone()).await {
+        Ok(exec) => exec,
+        Err(error) if !error.may_have_had_effect() => return hand_back(&context, granted, error.into()).await,
+        Err(error) => {
+            let ended = RunEnd::OutcomeUnknown { message: error.to_string() };
+            let report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
+            ticket.tell(JobEvent::Finished(Box::new(report)));
+            return WorkEnd::Over(JobEnd::Ran);
+        }
+    };
+    let mut running = Running { context: &context, granted: &granted, exec, reader, stop, last_news: None };
+    let ended = running.watch(began + spec.run_timeout).instrument(span).await;
+    let run_took = began.elapsed();
+    let mut report = RunReport::without_output(ended, receipt, queue_wait, check_took, run_took);
+    if report.ended.may_have_files() {
+        let began = Instant::now();
+        let collected = collect::collect(&context.sprites, &context.name).await;
+        (report.files, report.notes) = (collected.files, collected.notes);
+        report.collect = began.elapsed();
+    }
+    ticket.tell(JobEvent::Finished(Box::new(report)));
+    WorkEnd::Over(JobEnd::Ran)
+}
+
+/// One round trip that shows the machine alive and writes the job's settings.
+async fn check<S: Sprites, J: Journal>(
+    context: &Context<S, J>,
+    canary: &str,
+    agent_files: &[JobFile],
+    agent_env: &[(String, SecretString)],
+    spec: &JobSpec,
+) -> Result<(), Trouble> {
+    let mut env = vec![("JANEBOT_JOB".to_owned(), spec.job.as_str().into())];
+    env.extend(agent_env.iter().cloned());
+    let mut files = vec![scripts::env_file(&env)];
+    files.extend(agent_files.iter().cloned());
+    let exec = context.sprites.exec(&context.name, scripts::check(canary, &files, CHECK_TIMEOUT)).await?;
+    let output = exec.output(scripts::OUTPUT_LIMIT).await?;
+    match scripts::checked(&output.stdout) {
+        Some(_boot) if output.status == 0 => Ok(()),
+        _ => {
+            let said: String =
+                String::from_utf8_lossy(&output.stderr).chars().filter(|c| !c.is_control()).take(200).collect();
+            Err(Trouble::sprite(format!("the check ended with status {}: {said}", output.status)))
+        }
+    }
+}
+
+async fn hand_back<S: Sprites, J: Journal>(context: &Context<S, J>, granted: Granted, trouble: Trouble) -> WorkEnd {
+    let failure = trouble.to_string();
+    // Should this fail, a restart finds the job as running and ends it as interrupted, which is safe.
+    if let Err(error) = context.journal.unlease(&granted.ticket.spec.job).await {
+        warn!(job = %granted.ticket.spec.job, %error, "a lease could not be taken back");
+    }
+    WorkEnd::HandBack { granted, failure, blame: trouble.blame() }
+}
+
+struct Running<'a, S, J> {
+    context: &'a Context<S, J>,
+    granted: &'a Granted,
+    exec: Exec,
+    reader: Box<dyn AgentReader>,
+    stop: crate::agent::StopProtocol,
+    last_news: Option<Instant>,
+}
+
+impl<S: Sprites, J: Journal> Running<'_, S, J> {
+    /// Follows the agent to its end, its deadline, or its cancellation.
+    async fn watch(&mut self, deadline: Instant) -> RunEnd {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = self.granted.ticket.cancelled() => {
+                    let verified = self.end().await;
+                    return RunEnd::Cancelled { verified };
+                }
+                () = sleep_until(deadline) => {
+                    self.end().await;
+                    return RunEnd::Timeout { so_far: self.reader.finish(TIMED_OUT) };
+                }
+                event = self.exec.next() => event,
+            };
+            match event {
+                Some(Ok(event)) => {
+                    if let Some(status) = self.take(event) {
+                        return RunEnd::Agent(self.reader.finish(status));
+                    }
+                }
+                Some(Err(error)) => return self.lost(&error).await,
+                None => {
+                    let error = SpritesError::OutcomeUnknown {
+                        what: "the agent's run".into(),
+                        message: "no exit status came".into(),
+                    };
+                    return self.lost(&error).await;
+                }
+            }
+        }
+    }
+
+    /// Takes in an event; the exit status when it was the last.
+    fn take(&mut self, event: ExecEvent) -> Option<u8> {
+        match event {
+            ExecEvent::Stdout(bytes) => {
+                for news in self.reader.stdout(&bytes) {
+                    self.pass_on(news);
+                }
+                None
+            }
+            ExecEvent::Stderr(bytes) => {
+                self.reader.stderr(&bytes);
+                None
+            }
+            ExecEvent::Exit(status) => Some(status),
+        }
+    }
+
+    fn pass_on(&mut self, news: AgentEvent) {
+        let now = Instant::now();
+        if self.last_news.is_none_or(|last| now.duration_since(last) >= NEWS_EVERY) {
+            self.last_news = Some(now);
+            self.granted.ticket.tell(JobEvent::Agent(news));
+        }
+    }
+
+    /// Stops the agent by its protocol, reading on for its last words, and says what was seen to be gone.
+    async fn end(&mut self) -> String {
+        let Context { name, sprites, .. } = self.context;
+        let session = self.exec.session.clone();
+        let mut killed = None;
+        let mut exit = None;
+        {
+            let kill = sprites.kill(name, &session, self.stop.signal, self.stop.grace);
+            let mut kill = pin!(timeout(self.stop.grace + LAST_WORDS, kill));
+            while killed.is_none() {
+                tokio::select! {
+                    biased;
+                    result = &mut kill => killed = Some(result.is_ok_and(|result| result.is_ok())),
+                    event = self.exec.next(), if exit.is_none() => exit = Some(match event {
+                        Some(Ok(event)) => match self.take(event) {
+                            Some(status) => Some(status),
+                            None => continue,
+                        },
+                        Some(Err(_)) | None => None,
+                    }),
+                }
+            }
+        }
+        let last_words = async {
+            while exit.is_none() {
+                match self.exec.next().await {
+                    Some(Ok(event)) => exit = self.take(event).map(Some),
+                    Some(Err(_)) | None => exit = Some(None),
+                }
+            }
+        };
+        // A program whose exit never comes is what the restore is for.
+        let _ = timeout(LAST_WORDS, last_words).await;
+        let gone = match sprites.sessions(name).await {
+            Ok(sessions) => sessions.iter().all(|other| other.id != session),
+            Err(_) => false,
+        };
+        match (exit.flatten(), gone) {
+            (Some(status), true) => format!("the agent ended with status {status} and its session is gone"),
+            (None, true) => "the agent's session is gone".into(),
+            (_, false) => "the agent was told to stop; its machine is restored to make sure".into(),
+        }
+    }
+
+    /// The connection broke: end what may still run, and say honestly that the outcome is not known.
+    async fn lost(&mut self, error: &SpritesError) -> RunEnd {
+        let Context { name, sprites, .. } = self.context;
+        let kill = sprites.kill(name, &self.exec.session, crate::sprites::Signal::Kill, Duration::ZERO);
+        // Whether or not it arrives, the restore that follows ends everything.
+        let _ = timeout(LAST_WORDS, kill).await;
+        RunEnd::OutcomeUnknown { message: error.to_string() }
+    }
+}
+
+/// The status that `timeout(1)` uses; what a reader is told of a run that its deadline ended.
+const TIMED_OUT: u8 = 124;

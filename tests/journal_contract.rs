@@ -1,0 +1,419 @@
+//! The journal's contract: one suite, kept by the SQLite journal and by the simulation's journal in memory.
+
+use janebot::job::{ChannelId, ConversationId, FailReason, JobId, Outcome, RequesterId, Timings};
+use janebot::journal::memory::{Call, MemoryJournal};
+use janebot::journal::sqlite::SqliteJournal;
+use janebot::journal::{Accepted, JobRow, JobState, Journal, JournalError, RunnerRow};
+use janebot::pool::receipt::Receipt;
+use janebot::sprites::CheckpointId;
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+fn at(second: i64) -> Timestamp {
+    // Nanoseconds, because the wall clock has them and a store must not lose them.
+    Timestamp::new(1_790_000_000 + second, 123_456_789).unwrap()
+}
+
+fn id(name: &str) -> JobId {
+    JobId::new(name)
+}
+
+fn job(name: &str) -> JobRow {
+    JobRow {
+        job: id(name),
+        message_key: format!("slack:T1/C1/{name}"),
+        requester: RequesterId::new("slack:U1"),
+        channel: ChannelId::new("slack:C1"),
+        conversation: ConversationId::new("slack:C1/1700000000.000100"),
+        agent: "shell".into(),
+        prompt: "say 'it''s'; -- \u{1f600}\n\0 end".into(),
+        state: JobState::Accepted,
+        runner: None,
+        accepted_at: at(0),
+        started_at: None,
+        ended_at: None,
+        outcome: None,
+        timings: None,
+        receipt: None,
+    }
+}
+
+fn runner(name: &str) -> RunnerRow {
+    RunnerRow {
+        runner: name.into(),
+        sprite_id: "sprite-1".into(),
+        checkpoint: CheckpointId::new("v1").unwrap(),
+        fingerprint: "f00d".into(),
+        dirty: true,
+        last_job: None,
+        canary: None,
+        boot: "boot-1".into(),
+        fence: 0,
+    }
+}
+
+fn receipt(name: &str) -> Receipt {
+    Receipt {
+        runner: name.into(),
+        sprite_id: "sprite-1".into(),
+        checkpoint: CheckpointId::new("v1").unwrap(),
+        fingerprint: "f00d".into(),
+        previous_job: Some(id("before")),
+        restore_completed: true,
+        canary_gone: Some(true),
+        boot: "boot-2".into(),
+        allowed_hosts: vec!["ampcode.com".into()],
+        verified_at: at(5),
+        fence: 1,
+        isolation: "namespaces+seccomp".into(),
+        warnings: vec![],
+    }
+}
+
+fn answered(text: &str) -> Outcome {
+    Outcome::Answered { answer: text.into() }
+}
+
+fn failed_with(result: Result<impl std::fmt::Debug, JournalError>, words: &str) {
+    match result {
+        Err(JournalError::Failed { message }) => assert!(message.contains(words), "{message:?} lacks {words:?}"),
+        other => panic!("expected a refusal with {words:?}, got {other:?}"),
+    }
+}
+
+async fn a_new_job_is_kept_whole(journal: impl Journal) {
+    assert_eq!(journal.accept(&job("a")).await.unwrap(), Accepted::New);
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(job("a")));
+    assert_eq!(journal.job(&id("b")).await.unwrap(), None);
+}
+
+async fn a_message_heard_twice_is_the_same_job(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    let again = JobRow { job: id("b"), prompt: "other".into(), ..job("a") };
+    assert_eq!(journal.accept(&again).await.unwrap(), Accepted::Known(id("a")));
+    journal.end(&id("a"), &answered("done"), &Timings::default(), None, at(1)).await.unwrap();
+    assert_eq!(journal.accept(&again).await.unwrap(), Accepted::Known(id("a")), "also after its end");
+    assert_eq!(journal.job(&id("b")).await.unwrap(), None);
+    assert_eq!(journal.recent_jobs(10).await.unwrap().len(), 1);
+}
+
+async fn one_job_id_is_never_two_messages(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    failed_with(journal.accept(&JobRow { message_key: "other".into(), ..job("a") }).await, "another message");
+    failed_with(journal.accept(&JobRow { state: JobState::Running, ..job("b") }).await, "`accepted`");
+}
+
+async fn a_lease_marks_job_and_runner_together(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.built(&runner("r0")).await.unwrap();
+    journal.clean("r0", &receipt("r0")).await.unwrap();
+    journal.lease(&id("a"), "r0", 7, "canary-7", at(2)).await.unwrap();
+
+    let row = journal.job(&id("a")).await.unwrap().unwrap();
+    let expected = JobRow { state: JobState::Running, runner: Some("r0".into()), started_at: Some(at(2)), ..job("a") };
+    assert_eq!(row, expected);
+    let expected = RunnerRow {
+        dirty: true,
+        last_job: Some(id("a")),
+        canary: Some("canary-7".into()),
+        boot: "boot-2".into(),
+        fence: 7,
+        ..runner("r0")
+    };
+    assert_eq!(journal.runner("r0").await.unwrap(), Some(expected));
+}
+
+async fn a_refused_lease_changes_nothing(journal: impl Journal) {
+    for name in ["a", "b", "c"] {
+        journal.accept(&job(name)).await.unwrap();
+    }
+    journal.built(&RunnerRow { fence: 5, ..runner("r0") }).await.unwrap();
+    journal.clean("r0", &receipt("r0")).await.unwrap();
+    let clean = journal.runner("r0").await.unwrap();
+
+    failed_with(journal.lease(&id("a"), "r0", 5, "c", at(2)).await, "fence");
+    failed_with(journal.lease(&id("a"), "r0", 4, "c", at(2)).await, "fence");
+    failed_with(journal.lease(&id("a"), "r0", u64::MAX, "c", at(2)).await, "fence");
+    failed_with(journal.lease(&id("a"), "r1", 6, "c", at(2)).await, "no such runner");
+    failed_with(journal.lease(&id("x"), "r0", 6, "c", at(2)).await, "no such job");
+    journal.end(&id("b"), &answered("done"), &Timings::default(), None, at(1)).await.unwrap();
+    failed_with(journal.lease(&id("b"), "r0", 6, "c", at(2)).await, "ended");
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(job("a")));
+    assert_eq!(journal.runner("r0").await.unwrap(), clean);
+
+    journal.lease(&id("a"), "r0", 6, "c", at(2)).await.unwrap();
+    let leased = journal.runner("r0").await.unwrap();
+    failed_with(journal.lease(&id("a"), "r0", 7, "d", at(3)).await, "a lease already");
+    failed_with(journal.lease(&id("c"), "r0", 6, "d", at(3)).await, "fence");
+    assert_eq!(journal.runner("r0").await.unwrap(), leased);
+    assert_eq!(journal.job(&id("c")).await.unwrap(), Some(job("c")));
+}
+
+async fn a_job_that_never_started_waits_again_and_its_runner_stays_dirty(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.built(&runner("r0")).await.unwrap();
+    journal.lease(&id("a"), "r0", 1, "c", at(2)).await.unwrap();
+    journal.unlease(&id("a")).await.unwrap();
+    journal.unlease(&id("a")).await.expect("what is wanted already is no error");
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(job("a")));
+    assert!(journal.runner("r0").await.unwrap().unwrap().dirty);
+
+    journal.lease(&id("a"), "r0", 2, "c2", at(3)).await.unwrap();
+    journal.end(&id("a"), &answered("done"), &Timings::default(), None, at(4)).await.unwrap();
+    journal.unlease(&id("a")).await.unwrap();
+    assert_eq!(journal.job(&id("a")).await.unwrap().unwrap().state, JobState::Ended, "an end is final");
+    failed_with(journal.unlease(&id("x")).await, "no such job");
+}
+
+async fn the_first_outcome_wins(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.built(&runner("r0")).await.unwrap();
+    journal.lease(&id("a"), "r0", 1, "c", at(2)).await.unwrap();
+    let timings = Timings { queue_ms: Some(1), check_ms: None, run_ms: Some(3), collect_ms: Some(0), total_ms: 9 };
+    let first = Outcome::Failed { reason: FailReason::Interrupted, message: "stopped\n".into() };
+    assert!(journal.end(&id("a"), &first, &timings, Some(&receipt("r0")), at(6)).await.unwrap());
+    let row = journal.job(&id("a")).await.unwrap().unwrap();
+    assert!(!journal.end(&id("a"), &answered("late"), &Timings::default(), None, at(7)).await.unwrap());
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(row.clone()));
+    let expected = JobRow {
+        state: JobState::Ended,
+        runner: Some("r0".into()),
+        started_at: Some(at(2)),
+        ended_at: Some(at(6)),
+        outcome: Some(first),
+        timings: Some(timings),
+        receipt: Some(receipt("r0")),
+        ..job("a")
+    };
+    assert_eq!(row, expected);
+    failed_with(journal.end(&id("x"), &answered(""), &timings, None, at(8)).await, "no such job");
+}
+
+async fn jobs_are_listed_by_age(journal: impl Journal) {
+    // Ids that would sort the other way round: the order is that of acceptance.
+    for name in ["d", "c", "b", "a"] {
+        journal.accept(&job(name)).await.unwrap();
+    }
+    journal.built(&runner("r0")).await.unwrap();
+    journal.lease(&id("b"), "r0", 1, "c", at(2)).await.unwrap();
+    journal.end(&id("c"), &answered("done"), &Timings::default(), None, at(3)).await.unwrap();
+    let names = |rows: Vec<JobRow>| rows.iter().map(|row| row.job.to_string()).collect::<Vec<_>>().join(" ");
+    assert_eq!(names(journal.open_jobs().await.unwrap()), "d b a");
+    assert_eq!(names(journal.recent_jobs(3).await.unwrap()), "a b c");
+    assert_eq!(names(journal.recent_jobs(0).await.unwrap()), "");
+}
+
+async fn a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it(journal: impl Journal) {
+    failed_with(journal.clean("r0", &receipt("r0")).await, "no such runner");
+    journal.built(&RunnerRow { dirty: false, ..runner("r0") }).await.unwrap();
+    assert_eq!(journal.runner("r0").await.unwrap(), Some(runner("r0")));
+
+    let other_sprite = Receipt { sprite_id: "sprite-0".into(), ..receipt("r0") };
+    failed_with(journal.clean("r0", &other_sprite).await, "another sprite");
+    let other_checkpoint = Receipt { checkpoint: CheckpointId::new("v2").unwrap(), ..receipt("r0") };
+    failed_with(journal.clean("r0", &other_checkpoint).await, "another sprite");
+    assert!(journal.runner("r0").await.unwrap().unwrap().dirty);
+
+    journal.clean("r0", &receipt("r0")).await.unwrap();
+    let expected = RunnerRow { dirty: false, boot: "boot-2".into(), ..runner("r0") };
+    assert_eq!(journal.runner("r0").await.unwrap(), Some(expected));
+}
+
+async fn a_fence_only_grows(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.built(&runner("r0")).await.unwrap();
+    journal.lease(&id("a"), "r0", 9, "c", at(2)).await.unwrap();
+    let rebuilt = RunnerRow { sprite_id: "sprite-2".into(), fence: 3, ..runner("r0") };
+    journal.built(&rebuilt).await.unwrap();
+    assert_eq!(journal.runner("r0").await.unwrap(), Some(RunnerRow { fence: 9, ..rebuilt.clone() }));
+
+    journal.forget_runner("r0").await.unwrap();
+    journal.forget_runner("r0").await.expect("what is wanted already is no error");
+    journal.forget_runner("never-seen").await.expect("what is wanted already is no error");
+    assert_eq!(journal.runner("r0").await.unwrap(), None);
+    journal.unlease(&id("a")).await.unwrap();
+    failed_with(journal.lease(&id("a"), "r0", 10, "c", at(3)).await, "no such runner");
+    journal.built(&rebuilt).await.unwrap();
+    assert_eq!(journal.runner("r0").await.unwrap().unwrap().fence, 9);
+    failed_with(journal.built(&RunnerRow { fence: u64::MAX, ..rebuilt }).await, "fence");
+}
+
+async fn quarantines_are_kept_for_people(journal: impl Journal) {
+    journal.quarantine("r0", "canary present", at(1)).await.unwrap();
+    journal.quarantine("r1", "no answer", at(2)).await.unwrap();
+    let newest = ("r1".to_owned(), "no answer".to_owned(), at(2));
+    assert_eq!(journal.quarantines(1).await.unwrap(), vec![newest.clone()]);
+    assert_eq!(journal.quarantines(9).await.unwrap(), vec![newest, ("r0".into(), "canary present".into(), at(1))]);
+}
+
+async fn a_clone_is_the_same_journal(journal: impl Journal) {
+    let other = journal.clone();
+    journal.accept(&job("a")).await.unwrap();
+    assert_eq!(other.job(&id("a")).await.unwrap(), Some(job("a")));
+    let deployment = journal.deployment_id().await.unwrap();
+    assert_eq!(deployment.len(), 16);
+    assert_eq!(other.deployment_id().await.unwrap(), deployment);
+}
+
+async fn many_callers_at_once_keep_the_rules(journal: impl Journal) {
+    journal.built(&runner("r0")).await.unwrap();
+    journal.accept(&job("a")).await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..20u64 {
+        let journal = journal.clone();
+        calls.spawn(async move {
+            let same = JobRow { job: id(&format!("j{number}")), message_key: "same".into(), ..job("x") };
+            let new = matches!(journal.accept(&same).await.unwrap(), Accepted::New);
+            let leased = journal.lease(&id("a"), "r0", number + 1, "c", at(1)).await.is_ok();
+            let ended = journal.end(&id("a"), &answered("x"), &Timings::default(), None, at(2)).await.unwrap();
+            (u32::from(new), u32::from(leased), u32::from(ended))
+        });
+    }
+    let (mut new, mut leased, mut ended) = (0, 0, 0);
+    while let Some(done) = calls.join_next().await {
+        let done = done.unwrap();
+        (new, leased, ended) = (new + done.0, leased + done.1, ended + done.2);
+    }
+    assert_eq!((new, leased, ended), (1, 1, 1));
+}
+
+macro_rules! contract {
+    ($($test:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                let folder = tempfile::tempdir().unwrap();
+                super::$test(super::SqliteJournal::open(folder.path().join("journal.sqlite")).await.unwrap()).await;
+            })*
+        }
+        mod memory {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::MemoryJournal::new()).await;
+            })*
+        }
+    };
+}
+
+contract!(
+    a_new_job_is_kept_whole
+    a_message_heard_twice_is_the_same_job
+    one_job_id_is_never_two_messages
+    a_lease_marks_job_and_runner_together
+    a_refused_lease_changes_nothing
+    a_job_that_never_started_waits_again_and_its_runner_stays_dirty
+    the_first_outcome_wins
+    jobs_are_listed_by_age
+    a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it
+    a_fence_only_grows
+    quarantines_are_kept_for_people
+    a_clone_is_the_same_journal
+    many_callers_at_once_keep_the_rules
+);
+
+#[tokio::test]
+async fn a_fault_in_memory_fails_the_call_and_changes_nothing() {
+    let journal = MemoryJournal::new();
+    journal.fail_next(2);
+    failed_with(journal.accept(&job("a")).await, "simulated");
+    failed_with(journal.deployment_id().await, "simulated");
+    assert_eq!(journal.job(&id("a")).await.unwrap(), None);
+
+    journal.accept(&job("a")).await.unwrap();
+    journal.set_fault(|call| call == Call::End);
+    failed_with(journal.end(&id("a"), &answered("x"), &Timings::default(), None, at(1)).await, "simulated");
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(job("a")));
+    journal.heal();
+    assert!(journal.end(&id("a"), &answered("x"), &Timings::default(), None, at(1)).await.unwrap());
+}
+
+/// One call with small numbers for names, so that calls meet.
+#[derive(Clone, Debug)]
+enum Step {
+    Accept { job: u8, message: u8 },
+    Lease { job: u8, runner: u8, fence: u64 },
+    Unlease { job: u8 },
+    End { job: u8 },
+    Built { runner: u8, sprite: u8, fence: u64 },
+    Clean { runner: u8, sprite: u8 },
+    Forget { runner: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (job, runner, sprite, fence) = (0..4u8, 0..2u8, 0..2u8, 0..8u64);
+    prop_oneof![
+        (job.clone(), 0..5u8).prop_map(|(job, message)| Step::Accept { job, message }),
+        (job.clone(), runner.clone(), fence.clone()).prop_map(|(job, runner, fence)| Step::Lease {
+            job,
+            runner,
+            fence
+        }),
+        job.clone().prop_map(|job| Step::Unlease { job }),
+        job.prop_map(|job| Step::End { job }),
+        (runner.clone(), sprite.clone(), fence).prop_map(|(runner, sprite, fence)| Step::Built {
+            runner,
+            sprite,
+            fence
+        }),
+        (runner.clone(), sprite).prop_map(|(runner, sprite)| Step::Clean { runner, sprite }),
+        runner.prop_map(|runner| Step::Forget { runner }),
+    ]
+}
+
+/// Takes the step; the answer as text.
+async fn take(journal: &impl Journal, step: &Step, second: i64) -> String {
+    let job_id = |number: &u8| id(&format!("j{number}"));
+    let name = |number: &u8| format!("r{number}");
+    match step {
+        Step::Accept { job: number, message } => {
+            let row =
+                JobRow { job: job_id(number), message_key: format!("m{message}"), accepted_at: at(second), ..job("") };
+            format!("{:?}", journal.accept(&row).await)
+        }
+        Step::Lease { job, runner, fence } => {
+            format!("{:?}", journal.lease(&job_id(job), &name(runner), *fence, &format!("c{fence}"), at(second)).await)
+        }
+        Step::Unlease { job } => format!("{:?}", journal.unlease(&job_id(job)).await),
+        Step::End { job } => {
+            let timings = Timings { total_ms: second as u64, ..Timings::default() };
+            format!("{:?}", journal.end(&job_id(job), &answered("x"), &timings, None, at(second)).await)
+        }
+        Step::Built { runner: number, sprite, fence } => {
+            let row = RunnerRow { sprite_id: format!("s{sprite}"), fence: *fence, ..runner(&name(number)) };
+            format!("{:?}", journal.built(&row).await)
+        }
+        Step::Clean { runner, sprite } => {
+            let receipt =
+                Receipt { sprite_id: format!("s{sprite}"), boot: format!("b{second}"), ..receipt(&name(runner)) };
+            format!("{:?}", journal.clean(&name(runner), &receipt).await)
+        }
+        Step::Forget { runner } => format!("{:?}", journal.forget_runner(&name(runner)).await),
+    }
+}
+
+/// All that can be read back.
+async fn seen(journal: &impl Journal) -> String {
+    let runners = (journal.runner("r0").await.unwrap(), journal.runner("r1").await.unwrap());
+    format!("{:#?}", (journal.recent_jobs(99).await.unwrap(), journal.open_jobs().await.unwrap(), runners))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The simulation's journal is only worth something as long as nobody can tell it from the real one.
+    #[test]
+    fn whatever_is_called_both_journals_answer_the_same(steps in proptest::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let sqlite = SqliteJournal::open(folder.path().join("journal.sqlite")).await.unwrap();
+            let memory = MemoryJournal::new();
+            for (second, step) in steps.iter().enumerate() {
+                let answers = (take(&sqlite, step, second as i64).await, take(&memory, step, second as i64).await);
+                prop_assert_eq!(answers.0, answers.1, "{:?}", step);
+                prop_assert_eq!(seen(&sqlite).await, seen(&memory).await, "{:?}", step);
+            }
+            Ok(())
+        })?;
+    }
+}
