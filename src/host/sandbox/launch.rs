@@ -24,8 +24,6 @@ use crate::config::Isolation;
 
 /// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the helper may take to end its processes when there is no namespace to end them.
-const OPEN_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 static HELPER: OnceLock<PathBuf> = OnceLock::new();
 
