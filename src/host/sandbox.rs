@@ -1,8 +1,48 @@
 //! One running sandbox: namespaces, its init, and programs started in it.
+//!
+//! ```text
+//!  service                     helper                    inside
+//!  Sandbox::start ── Setup ──▶ namespaces, network ──▶ init (process 1)
+//!        │◀────── Born, Ready ───┘ (ends)                 │
+//!        │                                                │
+//!  spawn ├── Order::Run + 4 descriptors ─────────────────▶├─ supervisor ── program ── its descendants
+//!        │◀═════ exec socket: Started, Exited, Empty ═════╡      ▲
+//!        ╞══════════════ Signal, Resize, KillTree ════════╧══════┘
+//! ```
+//!
+//! The service owns a [`Sandbox`]; a dropped one is killed, and when the service dies its sandboxes die with it. What
+//! is said over those sockets is in [`wire`]; everything below `helper` runs in the process that is built by it and
+//! never in the service. A file system change outlives the sandbox only when [`crate::host::layers`] keeps it.
+
+mod base;
+mod confine;
+mod exec;
+mod files;
+mod helper;
+mod init;
+mod launch;
+mod network;
+mod probe;
+mod remedy;
+mod root;
+mod seccomp;
+mod supervise;
+mod sys;
+mod tree;
+mod usage;
+mod watch;
+mod wire;
+
+pub use base::SPRITE_ID;
+pub use helper::maybe_run_init;
+pub use launch::{Sandbox, use_helper};
+pub use network::GATEWAY;
+pub use probe::probe;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -130,6 +170,25 @@ pub enum SandboxError {
     Spawn { program: String, source: io::Error },
     #[error("too many programs run in this sprite (limit {limit})")]
     TooMany { limit: usize },
+    /// It did not happen in the time that the caller gave.
+    #[error("{what} took longer than {} ms", .after.as_millis())]
+    TimedOut { what: String, after: Duration },
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl SandboxError {
+    /// The exit status that a shell gives for a program that can't be started: 127 when it is not there, 126 when it
+    /// is but can't be executed. `None` when the program is not at fault.
+    pub fn exit_status(&self) -> Option<u8> {
+        match self {
+            Self::Spawn { source, .. } => match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => Some(127),
+                // Out of processes, memory or descriptors: the sprite's state, not the program's.
+                Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE) => None,
+                _ => Some(126),
+            },
+            _ => None,
+        }
+    }
 }

@@ -335,7 +335,9 @@ impl Stage<'_> {
             broken.push(format!("explained: {runner} was quarantined without evidence"));
         }
         let truth = self.cloud.truth();
-        if !self.scenario.has_intruder && truth.iter().any(|sprite| sprite.unclean.is_some() || !sprite.daemons.is_empty()) {
+        if !self.scenario.has_intruder
+            && truth.iter().any(|sprite| sprite.unclean.is_some() || !sprite.daemons.is_empty())
+        {
             broken.push(format!("returned: a sprite is unclean at rest: {truth:?}"));
         }
     }

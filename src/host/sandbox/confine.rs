@@ -1,0 +1,90 @@
+//! What init gives up before any foreign code runs: limits, capabilities, privileges, system calls.
+
+use std::io;
+
+use super::sys::{self, Fault, Step};
+use super::wire::Caps;
+use super::{base, seccomp};
+
+/// Bytes of one file. Also bounds each memfd, which no memory limit but a control group's sees.
+const FILE_MAX: u64 = 2 << 30;
+/// Bytes that may be locked in memory; what Node and GnuPG ask for is far below.
+const LOCKED_MAX: u64 = 8 << 20;
+/// Queued signals and timers, of all processes together.
+const SIGNALS_MAX: u64 = 4096;
+
+/// Locked in: no user id, not even 0, brings capabilities with it, and none can be made ambient.
+const SECURE_BITS: libc::c_ulong = 0b1110_1111;
+
+/// Confines this process and all that come from it, for good.
+pub(super) fn confine(caps: &Caps, leave_root: bool) -> Result<(), Fault> {
+    limits(caps).step("set resource limits")?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).step("set no_new_privs")?;
+    sys::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS).step("lock the secure bits")?;
+    drop_bounding().step("drop capabilities")?;
+    if leave_root {
+        become_sprite().step("take the sprite's user id")?;
+    }
+    drop_held().step("drop capabilities")?;
+    // Nothing inside may trace init, read its memory or take its descriptors, though it has the same user id.
+    sys::prctl(libc::PR_SET_DUMPABLE, 0).step("close init to tracing")?;
+    seccomp::install().step("install the system call filters")
+}
+
+fn limits(caps: &Caps) -> io::Result<()> {
+    let set = |resource, value: u64| {
+        // SAFETY: the struct outlives the calls.
+        unsafe {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            sys::check(libc::getrlimit(resource, &raw mut limit).into())?;
+            // Above what the service has itself there is no way up.
+            limit.rlim_max = value.min(limit.rlim_max);
+            limit.rlim_cur = limit.rlim_max;
+            sys::check(libc::setrlimit(resource, &raw const limit).into())
+        }
+    };
+    // Counted per user of this user namespace, so the service's other processes and other sprites do not matter.
+    set(libc::RLIMIT_NPROC, caps.processes)?;
+    // Not 0: with a core handler on the host, only 1 keeps that (a root process) from running on hostile input.
+    set(libc::RLIMIT_CORE, 1)?;
+    set(libc::RLIMIT_NOFILE, caps.open_files)?;
+    set(libc::RLIMIT_MEMLOCK, LOCKED_MAX)?;
+    set(libc::RLIMIT_MSGQUEUE, 0)?;
+    set(libc::RLIMIT_SIGPENDING, SIGNALS_MAX)?;
+    set(libc::RLIMIT_FSIZE, caps.disk.min(FILE_MAX))?;
+    // Not address space, of which Node and WebAssembly reserve far more than they use. Twice the sprite's memory,
+    // because reservations count here too; it bounds how far one process gets between two looks of the watcher.
+    set(libc::RLIMIT_DATA, caps.memory.saturating_mul(2))?;
+    Ok(())
+}
+
+fn drop_bounding() -> io::Result<()> {
+    sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong)?;
+    for capability in 0..64 {
+        match sys::prctl(libc::PR_CAPBSET_DROP, capability) {
+            // One past the kernel's last.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+fn become_sprite() -> io::Result<()> {
+    let id = base::SPRITE_ID;
+    // SAFETY: plain numbers. The raw calls, for this process has one thread.
+    unsafe {
+        sys::check(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        sys::check(libc::syscall(libc::SYS_setresuid, id, id, id))?;
+    }
+    Ok(())
+}
+
+fn drop_held() -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: version 3 reads a header of two words and two sets of three.
+    sys::check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) })?;
+    Ok(())
+}

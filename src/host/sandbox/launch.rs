@@ -1,0 +1,310 @@
+//! Starts a sandbox and ends it: the service's side of the helper and of init.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio as Redirect;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::exec::Running;
+use super::helper::ARG0;
+use super::sys::Fault;
+use super::wire::{self, Caps, Report, Setup};
+use super::{NetworkFds, SandboxError, SandboxSpec, remedy, watch as watcher};
+use crate::config::Isolation;
+
+/// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+static HELPER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the executable whose `main` calls [`super::maybe_run_init`], for programs that are not it (tests). Only the
+/// first call counts. Default: this program itself.
+pub fn use_helper(path: impl Into<PathBuf>) {
+    let _ = HELPER.set(path.into());
+}
+
+/// The executable that becomes the helper.
+pub(super) fn helper() -> PathBuf {
+    HELPER.get().map_or("/proc/self/exe".into(), PathBuf::clone)
+}
+
+/// A running sandbox. All methods but [`Sandbox::take_network`] work from several tasks at once. Dropping it kills it.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub(super) inner: Arc<Inner>,
+    network: Option<NetworkFds>,
+    /// Ends with the sandbox.
+    _watcher: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub spec: SandboxSpec,
+    pub control: AsyncFd<OwnedFd>,
+    pidfd: OwnedFd,
+    /// Init's process id on this machine.
+    pub init: u32,
+    /// Who owns what programs get from the service.
+    pub owner: (u32, u32),
+    /// Programs whose tree is not empty, by the pid that the caller knows.
+    pub programs: Mutex<HashMap<u32, Running>>,
+    pub gone: watch::Receiver<bool>,
+    death: Mutex<Option<String>>,
+}
+
+impl Sandbox {
+    /// Builds the sandbox and waits until programs can be started in it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unsupported`] when this machine can't build what was promised, with the remedy;
+    /// [`SandboxError::Start`] for everything else.
+    pub async fn start(spec: SandboxSpec) -> Result<Self, SandboxError> {
+        Self::start_with(&helper(), spec).await
+    }
+
+    /// As [`Sandbox::start`], with a helper of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Sandbox::start`].
+    pub async fn start_with(helper: &Path, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        let walls = spec.isolation == Isolation::Full;
+        if !walls {
+            let (dir, lower, run) = (spec.dir.clone(), spec.lower.clone(), spec.run.clone());
+            tokio::task::spawn_blocking(move || crate::host::layers::unfold(&dir, &lower, &run))
+                .await
+                .map_err(io::Error::other)??;
+        }
+        let (control, theirs) = wire::pair()?;
+        let mut child = tokio::process::Command::new(helper)
+            .arg0(ARG0)
+            .env_clear()
+            .stdin(Redirect::from(theirs))
+            .stdout(Redirect::null())
+            .stderr(Redirect::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| SandboxError::Start(format!("the helper {} can't be executed: {e}", helper.display())))?;
+        let control = channel(control)?;
+        let setup = Setup {
+            name: spec.name.clone(),
+            dir: spec.dir.clone(),
+            lower: spec.lower.clone(),
+            run: spec.run.clone(),
+            rootfs: spec.rootfs.clone(),
+            ports: spec.ports.clone(),
+            caps: Caps {
+                memory: spec.limits.memory,
+                processes: spec.limits.processes,
+                disk: spec.limits.disk,
+                inodes: spec.limits.inodes,
+                open_files: spec.limits.open_files,
+            },
+            walls,
+        };
+        send(&control, &setup, &[]).await?;
+        let born = timeout(START_TIMEOUT, Birth::attend(&control, spec.ports.len(), walls))
+            .await
+            .map_err(|_| SandboxError::Start(format!("it was not ready within {} s", START_TIMEOUT.as_secs())))??;
+        // Without walls the helper stays, as init; it is a child of this process like any init.
+        let pidfd = match born.pidfd {
+            Some(pidfd) => {
+                child.wait().await?;
+                pidfd
+            }
+            None => {
+                let pid = rustix::process::Pid::from_raw(born.pid as i32).ok_or_else(|| bad_report())?;
+                rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?
+            }
+        };
+        let (gone_tx, gone) = watch::channel(false);
+        let inner = Arc::new(Inner {
+            spec,
+            control,
+            pidfd: pidfd.try_clone()?,
+            init: born.pid,
+            owner: born.owner,
+            programs: Mutex::default(),
+            gone,
+            death: Mutex::default(),
+        });
+        tokio::spawn(bury(pidfd, child, walls, gone_tx));
+        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), born.memory));
+        Ok(Self { inner, network: born.network, _watcher: tokio_util::task::AbortOnDropHandle::new(watcher) })
+    }
+
+    /// The sockets of its network, once. `None` with isolation off.
+    pub fn take_network(&mut self) -> Option<NetworkFds> {
+        self.network.take()
+    }
+
+    /// Ends everything inside, and waits until nothing is left. A sandbox that is gone already is fine.
+    ///
+    /// # Errors
+    /// [`SandboxError::TimedOut`] when processes are left, which only the kernel can cause.
+    pub async fn kill(&self) -> Result<(), SandboxError> {
+        self.inner.end();
+        let after = START_TIMEOUT;
+        timeout(after, self.exited())
+            .await
+            .map_err(|_| SandboxError::TimedOut { what: "ending the sandbox".into(), after })
+    }
+
+    /// As [`Sandbox::kill`], for an owner.
+    ///
+    /// # Errors
+    /// As [`Sandbox::kill`].
+    pub async fn stop(self) -> Result<(), SandboxError> {
+        self.kill().await
+    }
+
+    /// Waits until it is gone, for whatever reason: its processes have ended and its mounts are no more.
+    pub async fn exited(&self) {
+        // The sender only goes away with the runtime.
+        let _ = self.inner.gone.clone().wait_for(|gone| *gone).await;
+    }
+
+    /// Why the service ended it, in words for the user. `None` while it runs, and when nobody meant it.
+    pub fn death(&self) -> Option<String> {
+        self.inner.death.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.inner.end();
+    }
+}
+
+impl Inner {
+    /// Starts the end; [`bury`] sees it through.
+    pub fn end(&self) {
+        match self.spec.isolation {
+            // Init can't refuse, and the kernel ends with it whatever lives in its namespace. It may be dead already.
+            Isolation::Full => drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL)),
+            // The helper ends its descendants when the service hangs up; killed, it could not.
+            Isolation::Off => drop(rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both)),
+        }
+    }
+
+    /// Ends it because of a limit, and keeps the reason.
+    pub fn condemn(&self, reason: String) {
+        tracing::warn!(sprite = %self.spec.name, reason, "ending the sandbox");
+        self.death.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.end();
+        if self.spec.isolation == Isolation::Off {
+            // Nothing gentler is known to work against what has just gone beyond its limits; the helper's own death is
+            // the last resort and is left to `bury`.
+            tracing::debug!(sprite = %self.spec.name, "isolation is off: descendants are ended one by one");
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        *self.gone.borrow()
+    }
+}
+
+/// Waits for the end of init, takes its exit status so that no zombie stays, and tells everybody.
+async fn bury(pidfd: OwnedFd, mut child: tokio::process::Child, walls: bool, gone: watch::Sender<bool>) {
+    if walls {
+        // SAFETY: an `OwnedFd` always gives the same descriptor and keeps it open.
+        match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
+            Ok(pidfd) => {
+                // Readable exactly when the process has ended.
+                let _ = pidfd.readable().await;
+                let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            }
+            Err(error) => tracing::error!(%error, "the end of a sandbox can't be observed"),
+        }
+    } else {
+        let _ = child.wait().await;
+    }
+    let _ = gone.send(true);
+}
+
+/// What the helper and init said of themselves.
+struct Birth {
+    pid: u32,
+    owner: (u32, u32),
+    pidfd: Option<OwnedFd>,
+    network: Option<NetworkFds>,
+    memory: Vec<OwnedFd>,
+}
+
+impl Birth {
+    async fn attend(control: &AsyncFd<OwnedFd>, ports: usize, walls: bool) -> Result<Self, SandboxError> {
+        let (mut born, mut ready) = (None, None);
+        // The helper's word and init's may come in either order.
+        while born.is_none() || ready.is_none() {
+            match receive::<Report>(control).await? {
+                Some((Report::Born { pid, uid, gid }, fds)) => born = Some((pid, (uid, gid), fds)),
+                Some((Report::Ready, fds)) => ready = Some(fds),
+                Some((Report::Failed { step, errno }, _)) => return Err(remedy::explain(&Fault { step, errno })),
+                None => return Err(SandboxError::Start("its helper ended without a word".into())),
+            }
+        }
+        let ((pid, owner, fds), Some(memory)) = (born.ok_or_else(bad_report)?, ready) else { return Err(bad_report()) };
+        let mut fds = fds.into_iter();
+        if !walls {
+            return Ok(Self { pid, owner, pidfd: None, network: None, memory });
+        }
+        let mut next = || fds.next().ok_or_else(bad_report);
+        let (pidfd, dns_udp, dns_tcp) = (next()?, next()?, next()?);
+        let listeners = (0..ports).map(|_| next()).collect::<Result<Vec<_>, _>>()?;
+        let network = NetworkFds { dns_udp, dns_tcp, listeners: Vec::new() };
+        Ok(Self {
+            pid,
+            owner,
+            pidfd: Some(pidfd),
+            network: Some(NetworkFds { listeners: pair_up(listeners), ..network }),
+            memory,
+        })
+    }
+}
+
+fn pair_up(listeners: Vec<OwnedFd>) -> Vec<(u16, OwnedFd)> {
+    listeners
+        .into_iter()
+        .map(|fd| {
+            let port = rustix::net::getsockname(&fd)
+                .ok()
+                .and_then(|a| std::net::SocketAddr::try_from(a).ok())
+                .map_or(0, |a| a.port());
+            (port, fd)
+        })
+        .collect()
+}
+
+fn bad_report() -> SandboxError {
+    SandboxError::Start("its helper said something that can't be understood".into())
+}
+
+/// A message socket, ready for [`send`] and [`receive`].
+pub(super) fn channel(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    // SAFETY: an `OwnedFd` always gives the same descriptor and keeps it open.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// Sends a message without blocking the runtime.
+pub(super) async fn send(
+    socket: &AsyncFd<OwnedFd>,
+    message: &impl serde::Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    socket.async_io(Interest::WRITABLE, |fd| wire::send(fd, message, fds)).await
+}
+
+/// Receives a message from inside; `None` when the other side has hung up.
+pub(super) async fn receive<T: DeserializeOwned>(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    socket.async_io(Interest::READABLE, |fd| wire::receive(fd, wire::FROM_INSIDE_MAX)).await
+}

@@ -1,0 +1,175 @@
+//! How much memory and disk a sandbox uses, measured from outside where no control group or quota does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::tree;
+
+/// What a folder holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Disk {
+    pub bytes: u64,
+    pub inodes: u64,
+    /// Directories that the service may not look into: what is in them is not counted.
+    pub closed: u64,
+}
+
+/// Walks what a run has written. Stops counting once it is over the limits: how far over does not matter.
+pub(super) fn disk(root: &Path, max_bytes: u64, max_inodes: u64) -> Disk {
+    let mut found = Disk::default();
+    let mut stack = vec![root.to_path_buf()];
+    while let Some(dir) = stack.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) => {
+                found.closed += u64::from(e.kind() == io::ErrorKind::PermissionDenied);
+                continue;
+            }
+        };
+        // What is removed while it is being counted does not count.
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            found.inodes += 1;
+            found.bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                stack.push(entry.path());
+            }
+        }
+        if found.bytes > max_bytes || found.inodes > max_inodes {
+            return found;
+        }
+    }
+    found
+}
+
+/// Bytes free for an ordinary user on the file system of `path`.
+pub(super) fn disk_free(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// Where the kernel keeps memory that is held by a descriptor only: memfds and shared anonymous mappings.
+fn shared_memory_device() -> Option<u64> {
+    let fd = rustix::fs::memfd_create("probe", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+    Some(rustix::fs::fstat(fd).ok()?.st_dev)
+}
+
+/// Bytes of memory that the sandbox's processes and its memory-backed file systems use, if they may be more than
+/// `limit`; a smaller number is an upper bound, quickly got.
+pub(super) fn memory(init: u32, file_systems: &[OwnedFd], limit: u64) -> u64 {
+    let pids = members(init);
+    let files: u64 = file_systems
+        .iter()
+        .filter_map(|fd| rustix::fs::fstatvfs(fd).ok())
+        .map(|stat| (stat.f_blocks - stat.f_bfree) * stat.f_frsize)
+        .sum();
+    let held = files + held_by_descriptors(&pids);
+    let sum = |file: &str, keys: [&str; 2]| -> [u64; 2] {
+        pids.iter()
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/{file}")).ok())
+            .map(|text| keys.map(|key| kib_field(&text, key) * 1024))
+            .fold([0, 0], |a, b| [a[0] + b[0], a[1] + b[1]])
+    };
+    // Pages that a fork shares count once for each process here.
+    let [private, shared] = sum("status", ["RssAnon:", "RssShmem:"]);
+    let bound = private + shared + held;
+    if bound <= limit {
+        return bound;
+    }
+    // Slower: the kernel walks page tables. Proportional shares count each page once.
+    let [private, shared] = sum("smaps_rollup", ["Pss_Anon:", "Pss_Shmem:"]);
+    private + shared.max(held)
+}
+
+fn kib_field(text: &str, key: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
+}
+
+/// Init and all its descendants.
+fn members(init: u32) -> Vec<u32> {
+    let mut members = vec![init];
+    let mut next = 0;
+    while let Some(&pid) = members.get(next) {
+        next += 1;
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            match fs::read_to_string(task.path().join("children")) {
+                Ok(children) => members.extend(children.split_whitespace().filter_map(|c| c.parse::<u32>().ok())),
+                // A kernel without that file: look at every process of the machine.
+                Err(_) if pid == init => return members_by_scan(init),
+                Err(_) => {}
+            }
+        }
+    }
+    members
+}
+
+fn members_by_scan(init: u32) -> Vec<u32> {
+    let all = tree::processes();
+    let below = tree::descendants(&all, init as i32, &BTreeSet::new());
+    std::iter::once(init).chain(below.iter().map(|e| e.pid as u32)).collect()
+}
+
+/// Bytes of memory files that are open somewhere in the sandbox, mapped or not, each counted once.
+fn held_by_descriptors(pids: &[u32]) -> u64 {
+    let Some(device) = shared_memory_device() else { return 0 };
+    let mut files = BTreeMap::new();
+    for pid in pids {
+        let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for fd in fds.flatten() {
+            if let Ok(metadata) = fs::metadata(fd.path())
+                && metadata.dev() == device
+            {
+                files.insert(metadata.ino(), metadata.blocks() * 512);
+            }
+        }
+    }
+    files.values().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_counted_in_blocks_and_entries() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/file"), vec![1; 1 << 20]).unwrap();
+        let found = disk(dir.path(), u64::MAX, u64::MAX);
+        assert_eq!(found.inodes, 2);
+        assert!(found.bytes >= 1 << 20, "{found:?}");
+    }
+
+    #[test]
+    fn counting_stops_beyond_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..20 {
+            fs::create_dir(dir.path().join(n.to_string())).unwrap();
+        }
+        assert!(disk(dir.path(), u64::MAX, 5).inodes > 5);
+    }
+
+    #[test]
+    fn memory_of_a_process_includes_a_memfd_that_is_not_mapped() {
+        let me = std::process::id();
+        let before = memory(me, &[], 0);
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        std::io::Write::write_all(&mut fs::File::from(fd.try_clone().unwrap()), &vec![1; 32 << 20]).unwrap();
+        let after = memory(me, &[], 0);
+        assert!(after >= before.saturating_sub(8 << 20) + (32 << 20), "{before} {after}");
+    }
+
+    #[test]
+    fn a_field_of_proc_is_read_in_kib() {
+        assert_eq!(kib_field("RssAnon:\t    1234 kB\n", "RssAnon:"), 1234);
+        assert_eq!(kib_field("", "RssAnon:"), 0);
+    }
+}

@@ -1,0 +1,134 @@
+//! Watches what a sandbox uses of memory and disk, and ends it when it is more than it may.
+//!
+//! This is the second best, for machines where no quota and no memory control group can be had: a sandbox can overshoot
+//! by what it grabs between two looks. Memory is bounded further by init's resource limits for each process and by the
+//! sizes of its memory-backed file systems.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::launch::Inner;
+use super::usage::{self, Disk};
+use crate::config::Limits;
+
+/// Between two looks at memory: at 2 GB/s, what one process can grab meanwhile is about one sprite's limit.
+const MEMORY_EVERY: Duration = Duration::from_millis(500);
+/// Between two walks over the files.
+const DISK_EVERY: Duration = Duration::from_millis(1500);
+/// A look may take this part of the time at most; the interval grows for sprites that are expensive to look at.
+const SHARE: u32 = 20;
+/// When less than this is free, whichever sprite has written most of its allowance has to go before the machine does.
+const DISK_FLOOR: u64 = 512 << 20;
+/// What a sprite may have written when the disk is full without being blamed for it.
+const BLAMELESS: u64 = 64 << 20;
+
+/// Watches until the sandbox is gone.
+pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
+    let file_systems = Arc::new(file_systems);
+    let up = inner.spec.dir.join(&inner.spec.run).join("up");
+    let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
+    let mut gone = inner.gone.clone();
+    loop {
+        tokio::select! {
+            biased;
+            // An error means that whoever would tell is gone; so is the sandbox then.
+            _ = gone.wait_for(|gone| *gone) => return,
+            () = sleep(memory_due.min(disk_due).saturating_duration_since(Instant::now())) => {}
+        }
+        let begun = Instant::now();
+        let look_at_memory = memory_due <= disk_due;
+        let (init, limits, up, file_systems) =
+            (inner.init, inner.spec.limits.clone(), up.clone(), Arc::clone(&file_systems));
+        let look = tokio::task::spawn_blocking(move || {
+            if look_at_memory {
+                memory_verdict(usage::memory(init, &file_systems, limits.memory), &limits)
+            } else {
+                look_at_disk(&up, &limits)
+            }
+        });
+        // A panic in there is a bug and must not end the watch.
+        if let Ok(Some(reason)) = look.await
+            && !inner.is_gone()
+        {
+            inner.condemn(reason);
+            return;
+        }
+        let pause = begun.elapsed() * SHARE;
+        if look_at_memory {
+            memory_due = Instant::now() + MEMORY_EVERY.max(pause);
+        } else {
+            disk_due = Instant::now() + DISK_EVERY.max(pause);
+        }
+    }
+}
+
+fn look_at_disk(up: &PathBuf, limits: &Limits) -> Option<String> {
+    let used = usage::disk(up, limits.disk, limits.inodes);
+    disk_verdict(used, usage::disk_free(up).unwrap_or(u64::MAX), limits)
+}
+
+fn memory_verdict(used: u64, limits: &Limits) -> Option<String> {
+    (used > limits.memory).then(|| format!("out of memory: used {}, limit {}", size(used), size(limits.memory)))
+}
+
+fn disk_verdict(used: Disk, free: u64, limits: &Limits) -> Option<String> {
+    if used.bytes > limits.disk {
+        Some(format!("out of disk: used more than {}", size(limits.disk)))
+    } else if used.inodes > limits.inodes {
+        Some(format!("out of disk: more than {} files and directories", limits.inodes))
+    } else if free < DISK_FLOOR && used.bytes > BLAMELESS {
+        Some(format!(
+            "the machine is out of disk: {} are free, this sprite has written {}",
+            size(free),
+            size(used.bytes)
+        ))
+    } else {
+        None
+    }
+}
+
+/// As people write it: `2.1 GiB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = UNITS[0];
+    for next in &UNITS[1..] {
+        if value < 1000.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    let text = format!("{value:.1}");
+    format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_says_what_was_used_and_what_was_allowed() {
+        let limits = Limits { memory: 2 << 30, disk: 4 << 30, inodes: 10, ..Limits::default() };
+        assert_eq!(memory_verdict(2 << 30, &limits), None);
+        assert_eq!(memory_verdict(2_254_857_830, &limits).unwrap(), "out of memory: used 2.1 GiB, limit 2 GiB");
+        let used = |bytes, inodes| Disk { bytes, inodes, closed: 0 };
+        assert_eq!(disk_verdict(used(5 << 30, 1), u64::MAX, &limits).unwrap(), "out of disk: used more than 4 GiB");
+        assert_eq!(
+            disk_verdict(used(1, 11), u64::MAX, &limits).unwrap(),
+            "out of disk: more than 10 files and directories"
+        );
+    }
+
+    #[test]
+    fn a_full_machine_is_blamed_on_who_wrote_much_only() {
+        let limits = Limits::default();
+        let used = |bytes| Disk { bytes, inodes: 1, closed: 0 };
+        assert_eq!(disk_verdict(used(1 << 20), 0, &limits), None);
+        assert!(disk_verdict(used(1 << 30), 0, &limits).unwrap().contains("the machine is out of disk"));
+    }
+}
