@@ -363,7 +363,11 @@ async fn a_policy_is_set_and_read_and_never_empty() {
     let (wire, sprites) = patient_client().await;
     let policy = NetworkPolicy::allow(["B.example", "a.example"]);
     wire.on("POST /v1/sprites/a/policy/network", [text(503, ""), text(204, "")]);
-    let rules = json!([{"domain":"*","action":"deny"},{"domain":"a.example","action":"allow"},{"domain":"b.example","action":"allow"}]);
+    let rules = json!([
+        {"domain":"*","action":"deny"},
+        {"domain":"a.example","action":"allow"},
+        {"domain":"b.example","action":"allow"},
+    ]);
     wire.on(
         "GET /v1/sprites/a/policy/network",
         [json(200, json!({"rules": rules})), json(200, json!({"rules": null}))],

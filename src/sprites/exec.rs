@@ -1,9 +1,9 @@
 //! Running a program over a WebSocket: the upgrade, and the pump that carries its streams.
 //!
-//! [`open`] is called by [`super::http::HttpSprites`] alone. The upgrade is an ordinary HTTP request, so that a refused
+//! `open` is called by [`super::http::HttpSprites`] alone. The upgrade is an ordinary HTTP request, so that a refused
 //! one is judged by its status and body like every other call, and may be repeated; after a 101 nothing is ever sent
 //! again. From then on one task per program, the pump, owns the connection. It ends when an exit status came, when the
-//! connection is of no more use, or when the [`Exec`] is dropped. What the frames mean is in [`frame`].
+//! connection is of no more use, or when the [`Exec`] is dropped. What the frames mean is in `exec/frame.rs`.
 
 mod frame;
 
@@ -67,7 +67,8 @@ pub(super) async fn open(api: &Api, name: &str, request: ExecRequest) -> Result<
     let (announce, announced) = oneshot::channel();
     let (events, received) = mpsc::channel(EVENTS);
     let what = format!("program in sprite {name}");
-    let reader = Reader { what, dead_after: api.deadlines.dead_after, events, announce: Some(announce), early: vec![] };
+    let dead_after = api.deadlines.dead_after;
+    let reader = Reader { what, dead_after, events, announce: Some(announce), early: vec![], early_bytes: 0 };
     let pump = tokio::spawn(pump(socket, request.stdin, reader, end, api.deadlines).in_current_span());
     // The guard stops the pump on every way out of here.
     let exec = Exec::new(String::new(), received, pump);
@@ -135,6 +136,7 @@ async fn pump(socket: Socket, stdin: Bytes, mut reader: Reader, end: Instant, de
         let mut writing = pin!(write(&mut sink, stdin, deadlines.ping_every));
         let mut reading = pin!(timeout_at(end, reader.read(&mut stream)));
         let read = tokio::select! {
+            biased;
             read = &mut reading => read,
             // A connection that takes nothing any more may still bring the exit.
             () = &mut writing => reading.await,
@@ -192,6 +194,7 @@ struct Reader {
     announce: Option<oneshot::Sender<Result<String>>>,
     /// Output from before that.
     early: Vec<ExecEvent>,
+    early_bytes: usize,
 }
 
 impl Reader {
@@ -232,12 +235,12 @@ impl Reader {
         if self.announce.is_none() {
             return self.events.send(Ok(event)).await.map_err(|_| Last::Unheard);
         }
-        self.early.push(event);
-        let size = |event: &ExecEvent| match event {
+        self.early_bytes += match &event {
             ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => bytes.len(),
             ExecEvent::Exit(_) => 0,
         };
-        if self.early.iter().map(size).sum::<usize>() > EARLY_BYTES {
+        self.early.push(event);
+        if self.early_bytes > EARLY_BYTES {
             return Err(Last::Protocol("much output came, but no session was announced".into()));
         }
         Ok(())

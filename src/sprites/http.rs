@@ -1,7 +1,7 @@
 //! The wire client: [`Sprites`] over HTTP and WebSocket, for the Sprites cloud and the embedded host alike.
 //!
 //! Each call is bounded by one of the [`Deadlines`], bodies and streams included. Passing faults (401, 429, 5xx, lost
-//! connections) are met here by a few repeats where a repeat is safe ([`answer::Nature`]); everything that lasts is the
+//! connections) are met here by a few repeats where a repeat is safe (`answer::Nature`); everything that lasts is the
 //! caller's to handle. Programs are the matter of [`super::exec`], NDJSON streams of [`super::stream`].
 
 pub(in crate::sprites) mod answer;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
 use self::answer::{Nature, Quirk};
-use self::call::{Api, Call};
+use self::call::{Api, Call, from_now};
 use super::{
     Checkpoint, CheckpointId, Exec, ExecRequest, FileInfo, FileKind, NetworkPolicy, PolicyRule, Result, SessionInfo,
     Signal, SpriteInfo, Sprites, SpritesError, exec, stream,
@@ -147,13 +147,16 @@ impl Sprites for HttpSprites {
         let mut found = Vec::new();
         let mut seen = HashSet::new();
         let mut token = String::new();
+        let deadline = from_now(self.limits().rest);
         for _ in 0..PAGES_MAX {
             let mut url = self.api.url(&[])?;
             url.query_pairs_mut().append_pair("prefix", prefix).append_pair("max_results", PAGE);
             if !token.is_empty() {
                 url.query_pairs_mut().append_pair("continuation_token", &token);
             }
-            let page: Page = self.api.json(&Call::read("the list of sprites".into(), url, self.limits().rest)).await?;
+            let what = "the list of sprites".to_owned();
+            let call = Call { deadline, ..Call::new(what, Nature::Read, Method::GET, url, self.limits().rest) };
+            let page: Page = self.api.json(&call).await?;
             // Whoever asked may delete what is listed: a server that overlooks the prefix must not lead to that.
             found.extend(page.sprites.into_iter().filter(|s| s.name.starts_with(prefix)).map(SpriteInfo::from));
             token = page.next_continuation_token.unwrap_or_default();

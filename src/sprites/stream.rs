@@ -1,7 +1,7 @@
 //! Reading the API's NDJSON streams (checkpoint, restore, kill): lines out of bytes, and what the events say.
 //!
-//! Neither the HTTP status nor a clean end of such a stream proves anything: only a `complete` event is success. Used by
-//! [`super::http`] alone.
+//! Neither the HTTP status nor a clean end of such a stream proves anything: only a `complete` event is success. Used
+//! by [`super::http`] alone.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use super::{CheckpointId, Result, SpritesError};
 /// An event is a sentence or two; a longer line is not from this API.
 const LINE_BYTES: usize = 256 * 1024;
 
-/// After the last event the server only has to end the body; when it does so at once, the connection can be kept.
+/// After the last event the server only has to end the body. It gets a moment for that: hanging up on it could cut
+/// short what it does last.
 const DRAIN: Duration = Duration::from_millis(100);
 
 /// Cuts a byte stream into lines, however the bytes are split. Blank lines are left out.

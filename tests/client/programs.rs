@@ -169,6 +169,19 @@ async fn much_input_and_much_output_do_not_block_each_other() {
 }
 
 #[tokio::test]
+async fn a_slow_reader_makes_the_program_wait_and_loses_nothing() {
+    let wire = Wire::start().await;
+    // Shorter than the wait: not to read is no sign of a dead connection.
+    let sprites = client(&wire, Deadlines { dead_after: Duration::from_millis(400), ..patient() });
+    // A server that hung up here, with the end of input unread, would reset the connection and lose what it holds.
+    wire.on(EXEC_A, [Answer::Exec(vec![session("1"), Step::FloodUntilBlocked, exit_byte(0), Step::AwaitEnd])]);
+    let exec = sprites.exec("a", program(&["yes"])).await.unwrap();
+    timeout(Duration::from_secs(20), wire.blocked()).await.unwrap();
+    let output = exec.output(usize::MAX).await.unwrap();
+    assert_eq!((output.status, output.stdout.len() % (32 * 1024)), (0, 0));
+}
+
+#[tokio::test]
 async fn a_program_that_ends_without_reading_its_input_has_still_ended() {
     let (wire, sprites) = patient_client().await;
     wire.on(EXEC_A, [Answer::Exec(vec![session("1"), out(b"done"), exit_text(1), exit_byte(1)])]);

@@ -1,12 +1,13 @@
 //! A Sprites API that says what a test tells it to, over real HTTP and WebSocket.
 //!
 //! It is stricter than the real one: an unknown query parameter, a missing token, a wrong content type or a bad
-//! WebSocket handshake is answered 400 with a reason, and so is a request that no test asked for. Every request is kept.
+//! WebSocket handshake is answered 400 with a reason, and so is a request that no test asked for. All requests are kept.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -64,12 +65,14 @@ pub enum Step {
     Binary(Vec<u8>),
     /// So many bytes of output, in frames of 32 KiB.
     Flood(usize),
+    /// Output until the client takes no more.
+    FloodUntilBlocked,
     /// Sends input back as output until it ends.
     Echo,
     /// Reads input until it ends and keeps it.
     ReadInput,
     /// Reads, and so answers pings, for this long.
-    Read(std::time::Duration),
+    Read(Duration),
     /// Reads until the client is gone.
     AwaitEnd,
     /// Neither reads nor writes.
@@ -107,7 +110,8 @@ struct Inner {
     answers: Mutex<HashMap<String, VecDeque<Answer>>>,
     requests: Mutex<Vec<Request>>,
     input: Mutex<Vec<u8>>,
-    ended: watch::Sender<usize>,
+    ended: watch::Sender<bool>,
+    blocked: watch::Sender<bool>,
     server: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -119,7 +123,8 @@ impl Wire {
             answers: Mutex::default(),
             requests: Mutex::default(),
             input: Mutex::default(),
-            ended: watch::Sender::new(0),
+            ended: watch::Sender::new(false),
+            blocked: watch::Sender::new(false),
             server: Mutex::default(),
         }));
         let router = Router::new().fallback(serve).with_state(wire.clone());
@@ -153,7 +158,12 @@ impl Wire {
 
     /// Waits until a [`Step::AwaitEnd`] saw its client go.
     pub async fn client_gone(&self) {
-        self.0.ended.subscribe().wait_for(|count| *count > 0).await.expect("the sender lives");
+        self.0.ended.subscribe().wait_for(|ended| *ended).await.expect("the sender lives");
+    }
+
+    /// Waits until a [`Step::FloodUntilBlocked`] could send no more.
+    pub async fn blocked(&self) {
+        self.0.blocked.subscribe().wait_for(|blocked| *blocked).await.expect("the sender lives");
     }
 
     fn next_answer(&self, request: &Request) -> Option<Answer> {
@@ -324,6 +334,7 @@ async fn play(wire: &Wire, mut socket: Socket, steps: Vec<Step>) {
                 }
                 sent
             }
+            Step::FloodUntilBlocked => flood_until_blocked(wire, &mut socket).await,
             Step::Close(code, reason) => {
                 socket.send(Message::close(Some(CloseCode::try_from(code).expect("a valid code")), reason)).await
             }
@@ -335,7 +346,7 @@ async fn play(wire: &Wire, mut socket: Socket, steps: Vec<Step>) {
             }
             Step::AwaitEnd => {
                 while let Some(Ok(_)) = socket.next().await {}
-                wire.0.ended.send_modify(|count| *count += 1);
+                wire.0.ended.send_replace(true);
                 Ok(())
             }
             Step::Hang => std::future::pending().await,
@@ -344,6 +355,21 @@ async fn play(wire: &Wire, mut socket: Socket, steps: Vec<Step>) {
             return;
         }
     }
+}
+
+/// Gives up after more than any sane client would hold for a reader that does not read.
+async fn flood_until_blocked(wire: &Wire, socket: &mut Socket) -> Result<(), tokio_websockets::Error> {
+    let frame = [vec![1], vec![b'x'; 32 * 1024]].concat();
+    for _ in 0..2048 {
+        match tokio::time::timeout(Duration::from_millis(500), socket.send(Message::binary(frame.clone()))).await {
+            Ok(sent) => sent?,
+            Err(_) => {
+                wire.0.blocked.send_replace(true);
+                return Ok(());
+            }
+        }
+    }
+    panic!("a client that does not read took 64 MiB");
 }
 
 async fn take_input(wire: &Wire, socket: &mut Socket, echo: bool) -> Result<(), tokio_websockets::Error> {

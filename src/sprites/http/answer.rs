@@ -100,6 +100,8 @@ pub(in crate::sprites) fn judge(
         return failure(SpritesError::Broken { status, message }, again);
     }
     match status {
+        // Nothing was asked for that could be missing: this is some other server, or another version of the API.
+        404 if quirk == Quirk::ConflictIsExists => failure(SpritesError::Refused { status, message }, Again::No),
         404 => failure(SpritesError::NotFound { what }, Again::No),
         409 if quirk == Quirk::ConflictIsExists => failure(SpritesError::Exists { what }, Again::No),
         400 if quirk == Quirk::ConflictIsExists && mentions(body, "exists") => {
@@ -219,6 +221,7 @@ mod tests {
             (Once, Quirk::ConflictIsExists, 409, "", "No sprite a exists already"),
             (Once, Quirk::ConflictIsExists, 400, r#"{"error":"name already exists"}"#, "No sprite a exists already"),
             (Once, Quirk::ConflictIsExists, 400, "bad", "No the Sprites API refused the request (400): bad"),
+            (Once, Quirk::ConflictIsExists, 404, "nginx", "No the Sprites API refused the request (404): nginx"),
             (Once, Quirk::None, 409, "busy", "No the Sprites API refused the request (409): busy"),
             (Once, Quirk::None, 401, "", "Soon the Sprites API rejected the token: check SPRITES_TOKEN"),
             (Read, Quirk::None, 403, "", "No the Sprites API refused the request (403): no explanation"),

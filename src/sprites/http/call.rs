@@ -31,12 +31,20 @@ const ERROR_BODY: u64 = 64 * 1024;
 /// The largest JSON answer: a recursive listing of some 100,000 files.
 const JSON_BODY: u64 = 32 * 1024 * 1024;
 
-/// The server, the token and the two clients: WebSocket upgrades need HTTP/1.1 and a connection of their own.
+/// A connection that waited longer is not used again: whatever stands between may have forgotten it. Load balancers
+/// commonly wait 60 s.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The server, the token and the two clients. Both speak HTTP/1.1 only: upgrades need it, and a connection that hangs
+/// then hangs one call and is closed with it.
 pub(in crate::sprites) struct Api {
     base: Url,
     token: SecretString,
-    rest: Client,
-    upgrade: Client,
+    /// For what may be repeated: uses connections again.
+    pooled: Client,
+    /// For what may not: a new connection each time. A kept one may turn out to be closed just when the request is on
+    /// its way, which would leave the outcome unknown for no reason.
+    fresh: Client,
     pub world: World,
     pub deadlines: Deadlines,
 }
@@ -56,11 +64,7 @@ pub(in crate::sprites) struct Call {
 }
 
 impl Call {
-    /// A call that reads. `within` counts from now.
-    pub fn read(what: String, url: Url, within: Duration) -> Self {
-        Self::new(what, Nature::Read, Method::GET, url, within)
-    }
-
+    /// `within` counts from now.
     pub fn new(what: String, nature: Nature, method: Method, url: Url, within: Duration) -> Self {
         let deadline = from_now(within);
         Self { what, nature, quirk: Quirk::None, method, url, headers: HeaderMap::new(), body: None, deadline }
@@ -101,6 +105,7 @@ impl Api {
             let builder = Client::builder()
                 .redirect(redirect::Policy::none())
                 .connect_timeout(CONNECT)
+                .http1_only()
                 .tcp_nodelay(true)
                 .user_agent(concat!("janebot/", env!("CARGO_PKG_VERSION")))
                 .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization.clone())]));
@@ -113,10 +118,9 @@ impl Api {
             tracing::warn!(url = %base, "the Sprites token travels unencrypted: use an https:// address");
         }
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| BuildError::Tls(causes(&error)));
-        let rest = build(builder())?;
-        // Upgraded connections never come back to a pool, and a fresh one can't be found closed halfway.
-        let upgrade = build(builder().http1_only().pool_max_idle_per_host(0))?;
-        Ok(Self { base, token, rest, upgrade, world: World::real(), deadlines })
+        let pooled = build(builder().pool_idle_timeout(IDLE))?;
+        let fresh = build(builder().pool_max_idle_per_host(0))?;
+        Ok(Self { base, token, pooled, fresh, world: World::real(), deadlines })
     }
 
     /// The server's address, without anything that could be secret.
@@ -140,9 +144,11 @@ impl Api {
         Ok(url)
     }
 
-    /// Sends the call until it succeeds, fails for good, has been tried [`TRIES`] times, or its deadline comes too near.
+    /// Sends the call until it succeeds, fails for good, has been tried [`TRIES`] times, or its deadline is too near.
     pub async fn send(&self, call: &Call) -> Result<Response> {
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let tried = timeout_at(call.deadline, self.attempt(call)).await;
             let failure = match tried {
                 Ok(Ok(response)) => return Ok(response),
@@ -158,28 +164,28 @@ impl Api {
             if Instant::now() + pause >= call.deadline {
                 return Err(failure.error);
             }
-            tracing::debug!(what = call.what, error = %failure.error, ?pause, "calling the Sprites API again");
+            tracing::warn!(what = call.what, error = %failure.error, ?pause, "calling the Sprites API again");
             sleep(pause).await;
         }
-        unreachable!("the loop above has no end but its returns")
     }
 
     async fn attempt(&self, call: &Call) -> Result<Response, Failure> {
-        let (client, expected) = match call.nature {
-            Nature::Upgrade => (&self.upgrade, StatusCode::SWITCHING_PROTOCOLS),
-            Nature::Read | Nature::Idempotent | Nature::Once => (&self.rest, StatusCode::OK),
-        };
+        let client = if call.nature.repeats_blindly() { &self.pooled } else { &self.fresh };
         let mut request = client.request(call.method.clone(), call.url.clone()).headers(call.headers.clone());
         if let Some(body) = &call.body {
             request = request.body(body.clone());
         }
         let response = request.send().await.map_err(|error| unsent(call, error.without_url()))?;
         let status = response.status();
-        if status == expected || (status.is_success() && call.nature != Nature::Upgrade) {
+        let succeeded = match call.nature {
+            Nature::Upgrade => status == StatusCode::SWITCHING_PROTOCOLS,
+            Nature::Read | Nature::Idempotent | Nature::Once => status.is_success(),
+        };
+        if succeeded {
             return Ok(response);
         }
         if status.is_success() || status.is_informational() {
-            let message = format!("HTTP {status} instead of a WebSocket for {}", call.what);
+            let message = format!("HTTP {status} does not answer the call about {}", call.what);
             return Err(Failure { error: SpritesError::Protocol { message }, again: Again::No });
         }
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
