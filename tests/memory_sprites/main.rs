@@ -2,6 +2,8 @@
 //!
 //! Here: the honest host. In [`faults`]: each fault and lie, and that one seed gives one story.
 
+#[path = "../contract/mod.rs"]
+mod contract;
 #[path = "../doubles/mod.rs"]
 mod doubles;
 mod faults;
@@ -87,6 +89,11 @@ fn unknown<T>(result: &Result<T>) -> bool {
 }
 
 // The honest host.
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_the_contract_of_the_sprites_api() {
+    contract::keeps_the_contract(cloud(FaultPlan::none()), "jane-", false).await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_restore_brings_back_the_checkpoint_and_another_boot_identity() {
