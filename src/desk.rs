@@ -22,6 +22,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,10 +31,12 @@ use crate::config::AgentKind;
 use crate::job::{ConversationId, JobId, JobReport, Outcome, RequesterId};
 use crate::journal::{Accepted, JobRow, JobState, Journal, JournalError};
 use crate::pool::PoolHandle;
+use crate::supervise::{ChildSpec, RestartPolicy};
 use crate::world::World;
 use admission::{Refusal, Settings, Situation};
 use conversation::{Conversation, ConversationMsg};
 use debts::Debts;
+use front::DeskHandle;
 use ending::{Ended, JOURNAL_PATIENCE};
 
 /// How long conversations may take to stop. They only drop what they hold.
@@ -86,12 +89,31 @@ pub struct DeskStatus {
     pub open_jobs: usize,
 }
 
+#[derive(Clone)]
 pub struct Desk<J> {
     pub journal: J,
     pub pool: PoolHandle,
     pub world: World,
     pub settings: Arc<Settings>,
     pub debts: Debts,
+}
+
+/// The desk as a child for the root supervisor, and the way to it over all restarts.
+pub fn child<J: Journal>(desk: Desk<J>) -> (ChildSpec, DeskHandle) {
+    let (current, follow) = watch::channel(None);
+    let handle =
+        DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.default_agent);
+    let current = Arc::new(current);
+    let mut spec = ChildSpec::new("desk", RestartPolicy::ESSENTIAL, move |root| {
+        let (desk, current) = (desk.clone(), current.clone());
+        async move {
+            let (actor, _join) = Actor::spawn_linked(None, desk, (), root).await?;
+            current.send_replace(Some(actor.clone()));
+            Ok(actor.get_cell())
+        }
+    });
+    spec.stop_within = STOP_PATIENCE + 2 * JOURNAL_PATIENCE;
+    (spec, handle)
 }
 
 pub struct State {

@@ -342,14 +342,13 @@ impl Cloud {
         let machine = self.machine_mut(name);
         machine.end_all_sessions(End::Signal(9));
         machine.agents_expected = frozen.files.agents();
+        // What is unclean for its processes shows in `daemons`, which end with any reboot.
         if !keeps_files {
             machine.files = frozen.files;
+            machine.unclean = frozen.unclean;
         }
         if !keeps_processes {
             machine.reboot();
-        }
-        if !keeps_files && !keeps_processes {
-            machine.unclean = frozen.unclean;
         }
         if forgets_policy {
             machine.policy = NetworkPolicy::default();
