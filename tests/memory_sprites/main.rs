@@ -2,6 +2,8 @@
 //!
 //! Here: the honest host. In [`faults`]: each fault and lie, and that one seed gives one story.
 
+#[path = "../contract/mod.rs"]
+mod contract;
 #[path = "../doubles/mod.rs"]
 mod doubles;
 mod faults;
@@ -62,8 +64,8 @@ async fn built(cloud: &MemorySprites) -> CheckpointId {
     cloud.create(NAME, &["pool=test".to_owned()]).await.unwrap();
     cloud.set_policy(NAME, &NetworkPolicy::deny_all()).await.unwrap();
     assert_eq!(exec(cloud, script("janebot-build", &[], "")).await.unwrap().0, 0);
-    let agent = Bytes::from_static(b"#!/bin/sh\necho 1.2.3 (amp)\n");
-    cloud.write_file(NAME, ".local/bin/amp", 0o755, agent).await.unwrap();
+    cloud.write_file(NAME, ".local/bin/amp", 0o755, Bytes::from_static(b"program")).await.unwrap();
+    cloud.write_file(NAME, ".janebot/agents", 0o600, Bytes::from_static(b"amp 7 1.2.3 (amp)\n")).await.unwrap();
     cloud.create_checkpoint(NAME, "clean").await.unwrap()
 }
 
@@ -74,8 +76,9 @@ async fn ready() -> (MemorySprites, CheckpointId) {
     (cloud, clean)
 }
 
-/// Waits for the first line of output, so that the program is known to be at that point.
+/// Starts a job and waits for its first line of output, so that it is known to be at that point.
 async fn started(cloud: &MemorySprites, stdin: &str) -> Exec {
+    check(cloud, "c1").await;
     let mut exec = cloud.exec(NAME, job(&format!("{stdin}\n"))).await.unwrap();
     assert!(matches!(exec.next().await, Some(Ok(ExecEvent::Stdout(_)))));
     exec
@@ -86,6 +89,11 @@ fn unknown<T>(result: &Result<T>) -> bool {
 }
 
 // The honest host.
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_the_contract_of_the_sprites_api() {
+    contract::keeps_the_contract(cloud(FaultPlan::none()), "jane-", false).await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_restore_brings_back_the_checkpoint_and_another_boot_identity() {
@@ -184,6 +192,10 @@ async fn a_job_without_its_environment_file_does_not_start() {
     built(&cloud).await;
     assert_eq!(exec(&cloud, job("echo hi")).await.unwrap().0, 2);
     assert!(cloud.runs().is_empty());
+    check(&cloud, "c1").await;
+    assert_eq!(exec(&cloud, job("echo hi")).await.unwrap().0, 0);
+    assert_eq!(exec(&cloud, job("echo hi")).await.unwrap().0, 2, "it is read once");
+    assert_eq!(cloud.runs().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,7 +235,6 @@ async fn a_restore_ends_running_programs_and_a_deletion_cuts_them() {
     let mut running = started(&cloud, "echo up\nhang").await;
     cloud.restore(NAME, &clean).await.unwrap();
     assert_eq!(running.next().await.unwrap().unwrap(), ExecEvent::Exit(137));
-    check(&cloud, "c1").await;
     let mut running = started(&cloud, "echo up\nhang").await;
     cloud.delete(NAME).await.unwrap();
     assert!(unknown(&running.next().await.unwrap()));
@@ -307,6 +318,7 @@ async fn the_model_notices_what_callers_must_not_do() {
 
     check(&cloud, "c2").await;
     exec(&cloud, job("# two")).await.unwrap();
+    check(&cloud, "c2").await;
     exec(&cloud, job("# three")).await.unwrap();
     notices(&cloud, "after \"# two\" without a restore");
 
@@ -335,6 +347,7 @@ async fn a_checkpoint_of_an_unclean_sprite_is_no_clean_one() {
     exec(&cloud, job("# one")).await.unwrap();
     let unclean = cloud.create_checkpoint(NAME, "clean").await.unwrap();
     cloud.restore(NAME, &unclean).await.unwrap();
+    check(&cloud, "c2").await;
     exec(&cloud, job("# two")).await.unwrap();
     assert_eq!(cloud.violations().len(), 1);
 }

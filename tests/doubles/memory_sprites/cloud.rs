@@ -335,7 +335,7 @@ impl Cloud {
         let disk_full = self.hit(Fault::DiskFull, name);
         let agent = match (self.hit(Fault::AgentMissing, name), self.hit(Fault::AgentOtherVersion, name)) {
             (true, _) => Some(None),
-            (false, true) => Some(Some("0.0.0-other")),
+            (false, true) => Some(Some("the program of another version")),
             (false, false) => None,
         };
 

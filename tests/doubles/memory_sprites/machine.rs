@@ -12,8 +12,8 @@ use super::Client;
 
 pub const HOME: &str = "/home/sprite";
 
-/// Where the runner installs agents, and which names count.
-const AGENTS: [&str; 2] = ["amp", "claude"];
+/// Where the runner notes the agents that it installed: a line each of name, size and version.
+const AGENTS: &str = "/home/sprite/.janebot/agents";
 
 #[derive(Debug)]
 pub struct Machine {
@@ -37,7 +37,7 @@ pub struct Machine {
     /// The truth that a runner has to find out: whose job was here since the files and processes were last put back.
     pub unclean: Option<String>,
     /// The agents of the checkpoint that was made or restored last.
-    pub agents_expected: Vec<(&'static str, String)>,
+    pub agents_expected: Vec<(String, String)>,
     /// Calls that change the sprite are acted upon one at a time, in the order of arrival.
     pub turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -135,7 +135,7 @@ impl Machine {
 
     pub fn freeze(&mut self, comment: &str) -> CheckpointId {
         self.checkpoints_made += 1;
-        self.agents_expected = self.agents();
+        self.agents_expected = self.files.agents();
         let id = CheckpointId::new(&format!("v{}", self.checkpoints_made)).expect("letters and digits");
         let frozen = Frozen { comment: comment.to_owned(), files: self.files.clone(), unclean: self.unclean.clone() };
         self.checkpoints.insert(id.clone(), frozen);
@@ -148,16 +148,10 @@ impl Machine {
         number.is_some_and(|n| (1..=self.checkpoints_made).contains(&n))
     }
 
-    /// The installed agents with what they print for `--version`: the first line of the program that is no `#!`,
-    /// less a leading `echo `, so that a test can install a two-line shell script.
-    pub fn agents(&self) -> Vec<(&'static str, String)> {
-        self.files.agents()
-    }
-
     /// Takes away or replaces the first installed agent; whether there was one.
     pub fn damage_agent(&mut self, replacement: Option<&'static str>) -> bool {
-        let Some((name, _)) = self.agents().into_iter().next() else { return false };
-        let path = agent_path(name);
+        let Some((name, _)) = self.files.agents().into_iter().next() else { return false };
+        let path = agent_path(&name);
         match replacement {
             Some(text) => self.files.put(&path, 0o755, Bytes::from_static(text.as_bytes())),
             None => self.files.remove(&path),
@@ -200,19 +194,21 @@ impl Files {
         self.0.insert(path.to_owned(), Entry::File { content, mode });
     }
 
-    fn remove(&mut self, path: &str) {
-        self.0.remove(path);
+    pub fn remove(&mut self, path: &str) {
+        self.0.remove(&absolute(path));
     }
 
-    pub fn agents(&self) -> Vec<(&'static str, String)> {
-        AGENTS.into_iter().filter_map(|name| Some((name, self.agent_version(name)?))).collect()
-    }
-
-    fn agent_version(&self, name: &str) -> Option<String> {
-        let Some(Entry::File { content, mode }) = self.0.get(&agent_path(name)) else { return None };
-        let text = String::from_utf8_lossy(content);
-        let line = text.lines().find(|line| !line.starts_with("#!")).unwrap_or_default();
-        (mode & 0o100 != 0).then(|| line.strip_prefix("echo ").unwrap_or(line).to_owned())
+    /// The agents by name, each with its noted version, or `changed` when its program is not the noted one.
+    pub fn agents(&self) -> Vec<(String, String)> {
+        let Ok(noted) = self.read(AGENTS, u64::MAX) else { return Vec::new() };
+        let noted = String::from_utf8_lossy(&noted).into_owned();
+        let agent = |line: &str| {
+            let (name, rest) = line.split_once(' ')?;
+            let (size, version) = rest.split_once(' ')?;
+            let there = self.read(&agent_path(name), u64::MAX).is_ok_and(|program| program.len().to_string() == size);
+            Some((name.to_owned(), if there { version.to_owned() } else { "changed".to_owned() }))
+        };
+        noted.lines().filter_map(agent).collect()
     }
 
     pub fn exists(&self, path: &str) -> bool {

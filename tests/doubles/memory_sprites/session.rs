@@ -229,6 +229,7 @@ impl Cloud {
             say.push(Wire::Stderr(format!("sh: can't open {env_file}\n").into()));
             return Flow::Exit(2);
         }
+        machine.files.remove(env_file);
         let mut wrong = Vec::new();
         if let Some(before) = &machine.unclean {
             wrong.push(format!("after {before:?} without a restore that worked"));
@@ -244,7 +245,7 @@ impl Cloud {
         } else if machine.policy != machine.policy_asked {
             wrong.push("under another policy than was asked for".to_owned());
         }
-        if machine.agents() != machine.agents_expected {
+        if machine.files.agents() != machine.agents_expected {
             wrong.push("with other agents than its checkpoint holds".to_owned());
         }
         machine.unclean = Some(marker.to_owned());
@@ -271,7 +272,7 @@ fn verify(machine: &mut Machine, canaries: &[String], say: &mut Vec<Wire>) -> Fl
         if present { "present" } else { "absent" },
         if machine.disk_full { "full" } else { "ok" },
     );
-    for (name, version) in machine.agents() {
+    for (name, version) in machine.files.agents() {
         text.push_str(&format!("agent:{name}={version}\n"));
     }
     say.push(Wire::Stdout(text.into()));
