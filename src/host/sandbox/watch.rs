@@ -5,8 +5,8 @@
 //! sizes of its memory-backed file systems.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -27,8 +27,7 @@ const DISK_FLOOR: u64 = 512 << 20;
 const BLAMELESS: u64 = 64 << 20;
 
 /// Watches until the sandbox is gone.
-pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
-    let file_systems = Arc::new(file_systems);
+pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>) {
     let up = inner.spec.dir.join(&inner.spec.run).join("up");
     let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
     let mut gone = inner.gone.clone();
@@ -42,10 +41,12 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
         let begun = Instant::now();
         let look_at_memory = memory_due <= disk_due;
         let (init, limits, up, file_systems) =
-            (inner.init, inner.spec.limits.clone(), up.clone(), Arc::clone(&file_systems));
+            (inner.init, inner.spec.limits.clone(), up.clone(), Weak::clone(&file_systems));
         let look = tokio::task::spawn_blocking(move || {
             if look_at_memory {
-                memory_verdict(usage::memory(init, &file_systems, limits.memory), &limits)
+                // Gone with the sandbox. Never the last to hold them: letting go may take long.
+                let file_systems = file_systems.upgrade()?;
+                memory_verdict(usage::memory(init, &file_systems[1..], limits.memory), &limits)
             } else {
                 look_at_disk(&up, &limits)
             }
@@ -66,7 +67,7 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
     }
 }
 
-fn look_at_disk(up: &PathBuf, limits: &Limits) -> Option<String> {
+fn look_at_disk(up: &Path, limits: &Limits) -> Option<String> {
     let used = usage::disk(up, limits.disk, limits.inodes);
     disk_verdict(used, usage::disk_free(up).unwrap_or(u64::MAX), limits)
 }
