@@ -57,8 +57,9 @@ time.sleep(1000)
     };
     tokio::time::timeout(PATIENCE, sandbox.exited()).await.unwrap();
     let reason = sandbox.death().unwrap();
-    assert!(reason.starts_with("out of memory: used ") && reason.ends_with("limit 200 MiB"), "{reason}");
-    process.exit.await.unwrap_err();
+    assert!(reason.starts_with("out of memory: ") && reason.ends_with("limit 200 MiB"), "{reason}");
+    // Killed by the kernel before the sandbox was ended, or gone with it.
+    assert!(matches!(process.exit.await, Ok(137) | Err(_)));
 }
 
 #[tokio::test]

@@ -98,7 +98,8 @@ async fn finish(process: Process, input: &[u8]) -> Output {
     };
     let everything = async {
         let (_, o, e) = tokio::join!(write, stdout.read_to_end(&mut out), stderr.read_to_string(&mut err));
-        (o.unwrap(), e.unwrap());
+        o.unwrap();
+        e.unwrap();
         process.exit.await.unwrap()
     };
     let status = tokio::time::timeout(PATIENCE, everything).await.unwrap();

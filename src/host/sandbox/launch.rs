@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::cgroup::Group;
 use super::exec::Running;
 use super::helper::ARG0;
 use super::sys::Fault;
@@ -57,6 +58,8 @@ pub(super) struct Inner {
     pidfd: OwnedFd,
     /// Init's process id on this machine.
     pub init: u32,
+    /// The kernel holds its memory limit.
+    pub grouped: bool,
     /// Who owns what programs get from the service.
     pub owner: (u32, u32),
     /// Programs whose tree is not empty, by the pid that the caller knows.
@@ -100,6 +103,8 @@ impl Sandbox {
             .spawn()
             .map_err(|e| SandboxError::Start(format!("the helper {} can't be executed: {e}", helper.display())))?;
         let control = channel(control)?;
+        // Before it does anything; all that comes from it stays in the group.
+        let group = child.id().filter(|_| walls).and_then(|pid| Group::enclose(pid, spec.limits.memory)).map(Arc::new);
         let setup = Setup {
             name: spec.name.clone(),
             dir: spec.dir.clone(),
@@ -138,6 +143,7 @@ impl Sandbox {
             control,
             pidfd: pidfd.try_clone()?,
             init: born.pid,
+            grouped: group.is_some(),
             owner: born.owner,
             programs: Mutex::default(),
             gone,
@@ -145,9 +151,13 @@ impl Sandbox {
             death: Mutex::default(),
         });
         let file_systems = Arc::new(born.file_systems);
-        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), Arc::downgrade(&file_systems)));
+        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), Arc::downgrade(&file_systems), group.clone()));
+        let ended = Arc::clone(&inner);
         tokio::spawn(async move {
             bury(pidfd, child, walls).await;
+            if group.is_some_and(|group| group.ran_out()) {
+                ended.blame(watcher::out_of_memory(&ended.spec.limits));
+            }
             let _ = gone_tx.send(true);
             // The last hold on the overlay. Letting go of one with 20,000 changed files takes 100 ms and more, which no
             // restore has to wait for.
@@ -217,8 +227,12 @@ impl Inner {
     /// Ends it because of a limit, and keeps the reason.
     pub fn condemn(&self, reason: String) {
         tracing::warn!(sprite = %self.spec.name, reason, "ending the sandbox");
-        self.death.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.blame(reason);
         self.end();
+    }
+
+    fn blame(&self, reason: String) {
+        self.death.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 
     pub fn is_gone(&self) -> bool {
