@@ -212,7 +212,7 @@ mod tests {
         fs::create_dir_all(dir.join(&run).join("up/home")).unwrap();
         fs::create_dir_all(dir.join(&run).join("work/work")).unwrap();
         fs::write(dir.join(&run).join("up/home/file"), "kept").unwrap();
-        fs::set_permissions(dir.join(&run).join("work/work"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join(&run).join("work/work"), fs::Permissions::from_mode(0o000)).unwrap();
         run
     }
 

@@ -15,6 +15,7 @@
 //! never in the service. A file system change outlives the sandbox only when [`crate::host::layers`] keeps it.
 
 mod base;
+mod cgroup;
 mod confine;
 mod exec;
 mod files;

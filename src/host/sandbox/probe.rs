@@ -53,6 +53,11 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     let restored = begun.elapsed();
     let look = Command::Fs(FsOp::List { path: TRACE.into(), recursive: false });
     expect(&sandbox, look, 1, "be clean after a restore").await?;
+    let memory = if sandbox.inner.grouped {
+        "held by the kernel"
+    } else {
+        "measured twice a second (for an exact limit give the service a delegated control group)"
+    };
     sandbox.stop().await?;
 
     let base = rootfs.map_or("this machine's system directories, read-only".into(), |p| p.display().to_string());
@@ -65,7 +70,8 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
             ms(restored)
         ),
         format!("base: {base}"),
-        "memory and disk limits: watched, a sprite above them is ended".into(),
+        format!("memory limit: {memory}"),
+        "disk limit: measured every few seconds, a sprite above it is ended".into(),
     ])
 }
 

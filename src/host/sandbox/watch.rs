@@ -1,16 +1,21 @@
 //! Watches what a sandbox uses of memory and disk, and ends it when it is more than it may.
 //!
-//! This is the second best, for machines where no quota and no memory control group can be had: a sandbox can overshoot
+//! With a control group the kernel holds the memory limit and this only tells the user what happened. Measuring is the
+//! second best, for machines where no group can be had, and for disk, where there is no quota: a sandbox can overshoot
 //! by what it grabs between two looks. Memory is bounded further by init's resource limits for each process and by the
 //! sizes of its memory-backed file systems.
+//!
+//! Two gaps of measuring disk: a file that is deleted while open is not seen until the disk's floor is reached, and
+//! neither is what an ordinary user's sprite hides in a directory that it closed to its owner.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::cgroup::Group;
 use super::launch::Inner;
 use super::usage::{self, Disk};
 use crate::config::Limits;
@@ -27,8 +32,7 @@ const DISK_FLOOR: u64 = 512 << 20;
 const BLAMELESS: u64 = 64 << 20;
 
 /// Watches until the sandbox is gone.
-pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
-    let file_systems = Arc::new(file_systems);
+pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, group: Option<Arc<Group>>) {
     let up = inner.spec.dir.join(&inner.spec.run).join("up");
     let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
     let mut gone = inner.gone.clone();
@@ -42,12 +46,17 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
         let begun = Instant::now();
         let look_at_memory = memory_due <= disk_due;
         let (init, limits, up, file_systems) =
-            (inner.init, inner.spec.limits.clone(), up.clone(), Arc::clone(&file_systems));
+            (inner.init, inner.spec.limits.clone(), up.clone(), Weak::clone(&file_systems));
+        let group = group.clone();
         let look = tokio::task::spawn_blocking(move || {
-            if look_at_memory {
-                memory_verdict(usage::memory(init, &file_systems, limits.memory), &limits)
-            } else {
+            if !look_at_memory {
                 look_at_disk(&up, &limits)
+            } else if let Some(group) = group {
+                group.ran_out().then(|| out_of_memory(&limits))
+            } else {
+                // Gone with the sandbox. Never the last to hold them: letting go may take long.
+                let file_systems = file_systems.upgrade()?;
+                memory_verdict(usage::memory(init, &file_systems[1..], limits.memory), &limits)
             }
         });
         // A panic in there is a bug and must not end the watch.
@@ -66,9 +75,14 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
     }
 }
 
-fn look_at_disk(up: &PathBuf, limits: &Limits) -> Option<String> {
+fn look_at_disk(up: &Path, limits: &Limits) -> Option<String> {
     let used = usage::disk(up, limits.disk, limits.inodes);
     disk_verdict(used, usage::disk_free(up).unwrap_or(u64::MAX), limits)
+}
+
+/// What the user is told when the kernel held the limit: by then there is nothing left to measure.
+pub(super) fn out_of_memory(limits: &Limits) -> String {
+    format!("out of memory: limit {}", size(limits.memory))
 }
 
 fn memory_verdict(used: u64, limits: &Limits) -> Option<String> {
