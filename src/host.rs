@@ -50,17 +50,14 @@ const GOODBYE: Duration = Duration::from_secs(3);
 /// Pause after `accept` failed, as when no file descriptors are left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// A running sprite host. When dropped it stops serving; [`Host::shutdown`] also stops the sandboxes in order, so that
-/// their files last.
+/// A running sprite host. Stop it with [`Host::shutdown`], which returns when all is over; a dropped one is stopped in
+/// the background, and its directory is free for another one only then.
 pub struct Host {
     address: SocketAddr,
     isolation: Isolation,
     store: Arc<Store>,
     stop: CancellationToken,
     connections: TaskTracker,
-    _stop_on_drop: tokio_util::sync::DropGuard,
-    /// Held last, until nothing uses the directory.
-    _lock: Lock,
 }
 
 /// Why the host did not start, with what to do.
@@ -101,7 +98,7 @@ impl Host {
                 tracing::info!("{line}");
             }
         }
-        let store = Arc::new(Store::open(config, exe, world).map_err(unusable)?);
+        let store = Arc::new(Store::open(config, exe, world, lock).map_err(unusable)?);
         let listener = TcpListener::bind(address).await.map_err(|source| HostError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| HostError::Listen { address, source })?;
         store.sweep();
@@ -110,7 +107,7 @@ impl Host {
         let router = api::router(store.clone(), &token);
         connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
         tracing::info!(%address, isolation = word(isolation), sprites = store.all().len(), "the sprite host serves");
-        Ok(Self { address, isolation, store, _stop_on_drop: stop.clone().drop_guard(), stop, connections, _lock: lock })
+        Ok(Self { address, isolation, store, stop, connections })
     }
 
     /// Where it is reached, as in `http://127.0.0.1:8080`.
@@ -130,6 +127,17 @@ impl Host {
         self.store.shutdown().await;
         if tokio::time::timeout(GOODBYE, self.connections.wait()).await.is_err() {
             tracing::warn!("some clients of the sprite host did not end in time and are cut off");
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let store = self.store.clone();
+        // Does nothing after a shutdown. Without a runtime there are no tasks left, and the sandboxes end with them.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { store.shutdown().await });
         }
     }
 }

@@ -150,7 +150,8 @@ mod tests {
             grants: Vec::new(),
             limits: crate::config::Limits::default(),
         };
-        let store = Store::open(config, "unused".into(), crate::world::World::real()).unwrap();
+        let lock = crate::host::lock::Lock::take(dir.path()).unwrap().unwrap();
+        let store = Store::open(config, "unused".into(), crate::world::World::real(), lock).unwrap();
         let api = Api { store: Arc::new(store), token: Sha256::digest("right").into() };
         for (value, known) in [
             ("Bearer right", true),

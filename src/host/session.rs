@@ -8,17 +8,19 @@ mod log;
 mod stdio;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::log::Log;
 pub use self::log::{Channel, Next, Piece};
-use self::stdio::{Source, Target};
+use self::stdio::{Source, Target, Terminal};
 use super::sandbox::{Process, SandboxError};
 use super::store::Machine;
 
@@ -37,6 +39,9 @@ const DRAIN_TIME: Duration = Duration::from_millis(250);
 /// ... and for so many bytes at most, for a grandchild that never stops writing. What the program itself wrote is at
 /// most what a pipe can be made to hold.
 const DRAIN_BYTES: u64 = 1024 * 1024;
+
+/// How long after a program's unexplained SIGKILL its sandbox may be found to be out of memory.
+const DEATH_NOTICE: Duration = Duration::from_millis(1000);
 
 /// Status of a program that ended with its sandbox, as if by SIGKILL.
 pub const KILLED: u8 = 137;
@@ -61,6 +66,9 @@ pub struct Session {
     pub launch: Launch,
     pub pid: u32,
     machine: Arc<Machine>,
+    terminal: Option<Terminal>,
+    /// Whether a client asked for a signal, which then explains its end.
+    is_signalled: AtomicBool,
     shared: Mutex<Shared>,
     /// Told when output came or the end did.
     output: watch::Sender<()>,
@@ -110,13 +118,15 @@ impl Session {
         machine: Arc<Machine>,
         slot: OwnedSemaphorePermit,
         on_end: impl FnOnce(&Session) + Send + 'static,
-    ) -> std::io::Result<(Arc<Self>, Reader)> {
+    ) -> io::Result<(Arc<Self>, Reader)> {
         let (stdin, input) = mpsc::channel(STDIN_QUEUE);
         let (target, sources) = stdio::open(process.stdio)?;
         let session = Arc::new(Self {
             launch,
             pid: process.pid,
             machine,
+            terminal: target.terminal(),
+            is_signalled: AtomicBool::new(false),
             shared: Mutex::new(Shared { log: Log::new(REPLAY), places: BTreeMap::new(), next_client: 0 }),
             output: watch::Sender::new(()),
             taken: Notify::new(),
@@ -128,10 +138,7 @@ impl Session {
         tokio::spawn({
             let session = session.clone();
             async move {
-                let exit = match process.exit.await {
-                    Ok(status) => Exit { status, reason: None },
-                    Err(_) => Exit { status: KILLED, reason: Some(session.machine.why_gone().await) },
-                };
+                let exit = session.end_of(process.exit).await;
                 session.exited.send_replace(Some(exit));
             }
         });
@@ -173,25 +180,39 @@ impl Session {
 
     /// Signals the program's process group.
     pub async fn signal(&self, signal: rustix::process::Signal) -> Result<(), SandboxError> {
+        self.is_signalled.store(true, Ordering::Relaxed);
         self.machine.signal(self.pid, signal).await
     }
 
-    /// Kills the program and all that it started.
+    /// Kills the program and all that it started; `Ok` when nothing of it is left.
     pub async fn kill_tree(&self) -> Result<(), SandboxError> {
+        self.is_signalled.store(true, Ordering::Relaxed);
         self.machine.kill_tree(self.pid).await
     }
 
-    /// Tells the program's terminal its size; without a terminal, nothing.
-    pub async fn resize(&self, cols: u16, rows: u16) -> Result<(), SandboxError> {
-        if self.launch.tty.is_none() {
-            return Ok(());
-        }
-        self.machine.resize(self.pid, cols, rows).await
+    /// Gives the program's terminal another size; without a terminal, nothing. Done when this returns, so that input
+    /// which follows finds the new size.
+    pub fn resize(&self, cols: u16, rows: u16) -> io::Result<()> {
+        self.terminal.as_ref().map_or(Ok(()), |terminal| terminal.resize(cols, rows))
     }
 
     /// Waits until the program itself has ended; its status.
     pub async fn exited(&self) -> u8 {
         self.exit().await.status
+    }
+
+    /// Waits for the end, and for what explains it.
+    async fn end_of(&self, exit: oneshot::Receiver<u8>) -> Exit {
+        let status = exit.await;
+        if status == Ok(KILLED) && !self.is_signalled.load(Ordering::Relaxed) {
+            // By whom? When memory runs out the kernel kills one program first, and the sandbox ends soon after.
+            let dying = tokio::time::timeout(DEATH_NOTICE, self.machine.why_gone()).await;
+            return Exit { status: KILLED, reason: dying.ok() };
+        }
+        match status {
+            Ok(status) => Exit { status, reason: None },
+            Err(_) => Exit { status: KILLED, reason: Some(self.machine.why_gone().await) },
+        }
     }
 
     async fn exit(&self) -> Exit {

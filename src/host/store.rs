@@ -20,7 +20,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::task::JoinSet;
 
@@ -28,6 +28,7 @@ pub use self::machine::Machine;
 pub use self::meta::{Checkpoint, Meta, Undeletable, UrlSettings, micros};
 pub use self::sprite::{Lookup, Sprite};
 use self::trash::Trash;
+use super::lock::Lock;
 use super::sandbox::{SandboxError, SandboxSpec};
 use crate::config::HostConfig;
 use crate::sprites::NetworkPolicy;
@@ -46,13 +47,17 @@ pub struct Setup {
     boot: String,
     trash: Trash,
     last_session: AtomicU64,
+    /// Given back when nothing uses the directory any more.
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Setup {
     /// A sandbox of this host's kind.
     fn spec(&self, name: String, dir: PathBuf, lower: Vec<String>, run: String) -> SandboxSpec {
-        let HostConfig { rootfs, limits, isolation, .. } = &self.config;
-        let (rootfs, limits, isolation) = (rootfs.clone(), limits.clone(), *isolation);
+        let HostConfig { rootfs, isolation, .. } = &self.config;
+        let (rootfs, isolation, mut limits) = (rootfs.clone(), *isolation, self.config.limits.clone());
+        // The limit on programs is held by the sprite's slots; file operations and a check come on top.
+        limits.execs += sprite::FILE_OPERATIONS + 1;
         SandboxSpec { name, dir, lower, run, rootfs, limits, ports: machine::PORTS.to_vec(), isolation }
     }
 
@@ -126,13 +131,13 @@ impl StoreError {
 
 impl Store {
     /// Reads what is there. No sandbox is started, and nothing is deleted before this returns.
-    pub fn open(config: HostConfig, exe: PathBuf, world: World) -> io::Result<Self> {
+    pub fn open(config: HostConfig, exe: PathBuf, world: World, lock: Lock) -> io::Result<Self> {
         let root = config.state_dir.join("sprites");
         fs::create_dir_all(&root)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         let trash = Trash::open(&config.state_dir, world.clone())?;
         let last_session = AtomicU64::new(u64::try_from(world.now().as_millisecond()).unwrap_or_default());
-        let setup = Arc::new(Setup { config, exe, world, boot, trash, last_session });
+        let setup = Arc::new(Setup { config, exe, world, boot, trash, last_session, lock: Mutex::new(Some(lock)) });
         let mut sprites = BTreeMap::new();
         for entry in fs::read_dir(&root)? {
             let entry = entry?;
@@ -221,11 +226,12 @@ impl Store {
         Ok(())
     }
 
-    /// Stops all sandboxes, and keeps their files for the next start.
+    /// Stops all sandboxes, keeps their files for the next start, and frees the state directory.
     pub async fn shutdown(&self) {
         let mut stopping: JoinSet<()> =
             self.all().into_iter().map(|sprite| async move { sprite.park().await }).collect();
         while stopping.join_next().await.is_some() {}
+        drop(self.setup.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

@@ -1,10 +1,11 @@
 //! Sprites, policies, tokens, and the host's own start.
 
+use janebot::config::Isolation;
 use janebot::host::HostError;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::served::{TOKEN, config, serve, start};
+use crate::served::{Frame, Served, TOKEN, config, exec, serve, serve_with, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_are_those_that_the_sdks_need() {
@@ -132,7 +133,7 @@ async fn sprites_with_all_that_belongs_to_them_outlive_the_host() {
 
     served.host.shutdown().await;
     let host = start(config(served.dir.path())).await.unwrap();
-    let served = crate::served::Served { url: host.url(), host, ..served };
+    let served = Served { url: host.url(), host, ..served };
 
     let (_, after) = served.call(Method::GET, "/sprites/a").await;
     assert_eq!((&after["id"], &after["labels"]), (&before["id"], &json!(["kept"])));
@@ -157,6 +158,50 @@ async fn a_second_host_on_a_state_directory_is_refused_with_what_to_do() {
     );
     served.host.shutdown().await;
     start(config(served.dir.path())).await.unwrap().shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_dropped_stops_and_its_sprites_go_on_with_the_next_one() {
+    let Some(served) = serve().await else { return };
+    served.create("a").await;
+    served.sh("a", "echo kept > file").await;
+    let mut running = served.connect(&exec("a", "echo up; sleep 1000", "&tty=true")).await;
+    running.expect("up").await;
+    let Served { host, dir, http, .. } = served;
+    drop(host);
+    assert_eq!(running.frames().await.last(), Some(&Frame::Close(4000)));
+    let host = loop {
+        match start(config(dir.path())).await {
+            Ok(host) => break host,
+            Err(HostError::InUse { .. }) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let served = Served { url: host.url(), host, dir, http };
+    assert_eq!(served.sh("a", "cat file; grep -l sleep /proc/[0-9]*/comm").await.stdout, "kept\n");
+    served.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_isolation_off_sprites_checkpoints_and_files_work_all_the_same() {
+    let Some(served) = serve_with(|config| config.isolation = Isolation::Off).await else { return };
+    assert_eq!(served.host.isolation(), "none");
+    served.create("a").await;
+    assert_eq!(served.sh("a", "echo one > ~/file; pwd | grep -c /home/sprite").await.stdout, "1\n");
+    served.checkpoint("a", "").await;
+    served.sh("a", "echo two > file; mkdir more").await;
+    let (_, list) = served.call(Method::GET, "/sprites/a/fs/list?path=more&workingDir=%2Fhome%2Fsprite").await;
+    assert_eq!(list["count"], 0, "{list}");
+    served.restore("a", "v1").await;
+    assert_eq!(served.sh("a", "cat file; ls").await.stdout, "one\nfile\n");
+    served.sh("a", "echo three > file").await;
+    served.host.shutdown().await;
+    let mut config = config(served.dir.path());
+    config.isolation = Isolation::Off;
+    let host = start(config).await.unwrap();
+    let served = Served { url: host.url(), host, ..served };
+    assert_eq!(served.sh("a", "cat file").await.stdout, "three\n");
+    served.host.shutdown().await;
 }
 
 #[tokio::test]

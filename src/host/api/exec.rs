@@ -30,6 +30,9 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 /// Size of a terminal unless asked for otherwise: columns and rows.
 const TERMINAL: (u16, u16) = (80, 24);
 
+/// Where programs start unless asked otherwise.
+const HOME: &str = "/home/sprite";
+
 /// Clients of one session at a time.
 const MAX_CLIENTS: usize = 16;
 
@@ -117,8 +120,8 @@ pub async fn get(
                 if !takes_stdin {
                     session.input(Input::End).await;
                 }
-                // Not held here: the reader's drop is what tells that the client is gone.
-                drop(session);
+                // Not held while the client watches: neither must outlive its end for it.
+                drop((session, sprite));
                 socket::serve(socket, reader, true).await;
             }
             Err(error) => {
@@ -164,7 +167,9 @@ fn unstartable(error: &StoreError) -> (String, u8) {
         StoreError::Sandbox(error) => error.exit_status().unwrap_or(KILLED),
         _ => KILLED,
     };
-    (error.to_string(), status)
+    let text = error.to_string();
+    // What follows is for programmers: `(os error 2)`.
+    (text.split(" (os error").next().unwrap_or_default().to_owned(), status)
 }
 
 fn sessions(sprite: &Sprite) -> Value {
@@ -176,7 +181,7 @@ fn sessions(sprite: &Sprite) -> Value {
             let (cols, rows) = launch.tty.unwrap_or_default();
             let created = micros(launch.created);
             json!({
-                "id": launch.id, "command": launch.command, "workdir": launch.dir.as_deref().unwrap_or_default(),
+                "id": launch.id, "command": launch.command, "workdir": launch.dir.as_deref().unwrap_or(HOME),
                 "created": created, "bytes_per_second": 0, "is_active": true, "last_activity": created,
                 "tty": launch.tty.is_some(), "is_owner": true, "cols": cols, "rows": rows,
             })

@@ -25,6 +25,7 @@ use tokio_websockets::{CloseCode, Limits, Message, ServerBuilder, WebSocketStrea
 
 use super::error::ApiError;
 use super::params;
+use crate::host::sandbox::SandboxError;
 use crate::host::session::{Input, Reader, Session};
 
 /// Appended to the client's key before hashing (RFC 6455, 1.3).
@@ -216,7 +217,7 @@ async fn receive(from: &mut SplitStream<Socket>, session: &Session) {
 
 async fn hear(text: &str, session: &Session) {
     let done = match serde_json::from_str(text) {
-        Ok(Say::Resize { cols, rows }) => session.resize(cols, rows).await,
+        Ok(Say::Resize { cols, rows }) => session.resize(cols, rows).map_err(SandboxError::from),
         Ok(Say::Signal { signal }) => match params::signal(&signal) {
             Some(signal) => session.signal(signal).await,
             None => return,

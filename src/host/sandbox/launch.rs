@@ -189,6 +189,14 @@ impl Sandbox {
     /// As [`Sandbox::kill`].
     pub async fn stop(self) -> Result<(), SandboxError> {
         self.kill().await?;
+        self.released().await
+    }
+
+    /// Waits until a sandbox that is gone has its overlay unmounted, so that its run may be frozen or go on.
+    ///
+    /// # Errors
+    /// [`SandboxError::TimedOut`].
+    pub async fn released(&self) -> Result<(), SandboxError> {
         let (what, after) = ("unmounting the sandbox".into(), END_TIMEOUT);
         let mut released = self.inner.released.clone();
         let released = timeout(after, released.wait_for(|released| *released)).await;

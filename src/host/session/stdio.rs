@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::pipe;
@@ -14,16 +15,28 @@ use tokio::net::unix::pipe;
 use super::Channel;
 use crate::host::sandbox::Stdio;
 
+/// The master side of a program's terminal.
+#[derive(Clone)]
+pub struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+impl Terminal {
+    /// Sets its size; the kernel tells the program.
+    pub fn resize(&self, cols: u16, rows: u16) -> io::Result<()> {
+        let size = Winsize { ws_col: cols, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(tcsetwinsize(&*self.0, size)?)
+    }
+}
+
 /// Where output comes from.
 pub enum Source {
     Pipe(pipe::Receiver),
-    Tty(Arc<AsyncFd<OwnedFd>>),
+    Tty(Terminal),
 }
 
 /// Where input goes. Dropping it is the end of input, except on a terminal, which has none.
 pub enum Target {
     Pipe(pipe::Sender),
-    Tty(Arc<AsyncFd<OwnedFd>>),
+    Tty(Terminal),
 }
 
 /// Splits a program's streams into input and outputs.
@@ -37,7 +50,7 @@ pub fn open(stdio: Stdio) -> io::Result<(Target, Vec<(Channel, Source)>)> {
             let flags = rustix::fs::fcntl_getfl(&master)?;
             rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
             // SAFETY: an owned descriptor is open, and stays the same one until it is dropped, which is with the AsyncFd.
-            let master = Arc::new(unsafe { AsyncFd::register(master) }?);
+            let master = Terminal(Arc::new(unsafe { AsyncFd::register(master) }?));
             (Target::Tty(master.clone()), vec![(Channel::Stdout, Source::Tty(master))])
         }
     })
@@ -66,7 +79,7 @@ impl Source {
                 let read = ready!(Pin::new(pipe).poll_read(cx, &mut buffer));
                 Poll::Ready(read.map_or(0, |()| buffer.filled().len()))
             }
-            Self::Tty(master) => loop {
+            Self::Tty(Terminal(master)) => loop {
                 let Ok(mut guard) = ready!(master.poll_read_ready(cx)) else { return Poll::Ready(0) };
                 // The other case is that it would block after all.
                 if let Ok(read) = guard.try_io(|fd| rustix::io::read(fd, &mut *buffer).map_err(io::Error::from)) {
@@ -78,10 +91,17 @@ impl Source {
 }
 
 impl Target {
+    pub fn terminal(&self) -> Option<Terminal> {
+        match self {
+            Self::Pipe(_) => None,
+            Self::Tty(terminal) => Some(terminal.clone()),
+        }
+    }
+
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Pipe(pipe) => pipe.write_all(bytes).await,
-            Self::Tty(master) => {
+            Self::Tty(Terminal(master)) => {
                 while !bytes.is_empty() {
                     let mut guard = master.writable().await?;
                     if let Ok(written) = guard.try_io(|fd| rustix::io::write(fd, bytes).map_err(io::Error::from)) {

@@ -62,20 +62,21 @@ impl Machine {
         self.sandbox.kill_tree(pid, KILL_TIME).await
     }
 
-    pub async fn resize(&self, pid: u32, cols: u16, rows: u16) -> Result<(), SandboxError> {
-        self.sandbox.resize(pid, rows, cols).await
-    }
-
     pub fn is_alive(&self) -> bool {
         self.stopped.get().is_none() && self.sandbox.exited().now_or_never().is_none()
     }
 
     /// Ends everything inside; when this returns without an error, nothing of it runs. `reason` is told to those whose
-    /// programs ended by it.
-    pub async fn stop(&self, reason: &str) -> Result<(), SandboxError> {
+    /// programs ended by it. Its run is not free yet, see [`Machine::released`].
+    pub async fn kill(&self, reason: &str) -> Result<(), SandboxError> {
         // The first reason stays.
         let _ = self.stopped.set(reason.to_owned());
         self.sandbox.kill().await
+    }
+
+    /// Once everything inside has ended: waits until its run may be frozen, or go on in another machine.
+    pub async fn released(&self) -> Result<(), SandboxError> {
+        self.sandbox.released().await
     }
 
     /// Why everything inside ended, once it did.

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: usize = 3;
 
 /// File operations at a time; more wait.
-const FILE_OPERATIONS: usize = 16;
+pub(super) const FILE_OPERATIONS: usize = 16;
 
 /// Ended sessions that are still known as such.
 const REMEMBERED: usize = 64;
@@ -285,8 +285,7 @@ impl Sprite {
     }
 
     /// Ends what runs and starts a new sandbox on a new, empty run. The one need not wait for the other, since they
-    /// share only frozen layers: taking an overlay of many files down can take longer than building one. The caller
-    /// holds `life`.
+    /// share only frozen layers. The caller holds `life`.
     async fn begin_anew(self: &Arc<Self>, reason: &str) -> Result<(), StoreError> {
         let dir = self.dir.clone();
         let given_up = match blocking("a restore", move || runs::give_up(&dir)).await? {
@@ -298,20 +297,29 @@ impl Sprite {
             }
         };
         let old = self.state().machine.take();
-        let stopping = async {
-            if let Some(old) = &old {
-                old.stop(reason).await?;
+        let killing = async {
+            match &old {
+                Some(old) => old.kill(reason).await,
+                None => Ok(()),
             }
-            Ok::<_, StoreError>(())
         };
-        let (stopped, started) = tokio::join!(stopping, self.start());
-        if stopped.is_err() {
+        let (killed, started) = tokio::join!(killing, self.start());
+        if let Err(error) = killed {
             // Something of the old one may live, so nothing is vouched for.
             self.stop("the sprite could not be restored").await?;
-        } else if let Some(run) = given_up {
-            self.setup.trash.take(&self.dir.join(run));
+            return Err(error.into());
         }
-        stopped.and(started.map(drop))
+        let sprite = self.clone();
+        tokio::spawn(async move {
+            if let Some(old) = old
+                && let Err(error) = old.released().await
+            {
+                tracing::warn!(sprite = sprite.meta().name, %error, "its old files stay until the next start");
+            } else if let Some(run) = given_up {
+                sprite.setup.trash.take(&sprite.dir.join(run));
+            }
+        });
+        started.map(drop)
     }
 
     /// Deletes a checkpoint that nothing is built on.
@@ -419,6 +427,11 @@ impl Sprite {
 
     /// Starts the sandbox on the present files. The caller holds `life`.
     async fn start(self: &Arc<Self>) -> Result<Arc<Machine>, StoreError> {
+        let dead = self.state().machine.take();
+        if let Some(dead) = dead {
+            // It may be that the run goes on, which no two overlays can share.
+            dead.released().await?;
+        }
         let meta = self.meta();
         let lower = meta.chain(meta.head.as_deref()).iter().map(|id| runs::layer_name(id)).collect();
         let (dir, setup, head) = (self.dir.clone(), self.setup.clone(), meta.head);
@@ -436,7 +449,8 @@ impl Sprite {
     async fn stop(&self, reason: &str) -> Result<bool, StoreError> {
         let machine = self.state().machine.clone();
         let Some(machine) = machine else { return Ok(false) };
-        machine.stop(reason).await?;
+        machine.kill(reason).await?;
+        machine.released().await?;
         self.state().machine = None;
         Ok(true)
     }
