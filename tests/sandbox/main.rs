@@ -24,6 +24,7 @@ struct Sprite {
     dir: tempfile::TempDir,
     isolation: Isolation,
     limits: Limits,
+    rootfs: Option<PathBuf>,
 }
 
 struct Output {
@@ -40,7 +41,7 @@ impl Output {
 
 impl Sprite {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), isolation: Isolation::Full, limits: Limits::default() }
+        Self { dir: tempfile::tempdir().unwrap(), isolation: Isolation::Full, limits: Limits::default(), rootfs: None }
     }
 
     fn open() -> Self {
@@ -64,7 +65,7 @@ impl Sprite {
             dir: self.path(),
             lower: lower.iter().map(|&l| l.into()).collect(),
             run: run.clone(),
-            rootfs: None,
+            rootfs: self.rootfs.clone(),
             limits: self.limits.clone(),
             ports: vec![443],
             isolation: self.isolation,

@@ -56,7 +56,7 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     let memory = if sandbox.inner.grouped {
         "held by the kernel"
     } else {
-        "measured twice a second (for an exact limit give the service a delegated control group)"
+        "measured four times a second (for an exact limit give the service a delegated control group)"
     };
     sandbox.stop().await?;
 
