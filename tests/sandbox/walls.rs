@@ -213,3 +213,17 @@ async fn a_root_directory_of_the_operators_replaces_the_machines_programs() {
     assert_eq!(says(&sandbox, script).await, expected);
     assert_eq!(refusal(sandbox.spawn(argv(&["python3"])).await).exit_status(), Some(127));
 }
+
+#[tokio::test]
+async fn links_in_the_place_of_mount_points_choose_nothing() {
+    let sprite = Sprite::new();
+    let (sandbox, run) = sprite.start_run(&[]).await;
+    // Only in an ordinary user's sandbox do these belong to the sprite; elsewhere the attempt fails already.
+    let script =
+        "cd /etc; mv ssl old && ln -s /home/sprite ssl; mkdir -p ~/certs; rm -f hosts && ln -s /tmp/x hosts; true";
+    says(&sandbox, script).await;
+    sandbox.stop().await.unwrap();
+    let layer = layers::freeze(&sprite.path(), &run, "hostile").unwrap();
+    let sandbox = sprite.start(&[&layer]).await;
+    assert_eq!(says(&sandbox, "ls certs; grep -c sprite /proc/self/mountinfo || true").await, "0");
+}

@@ -57,7 +57,7 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, gro
             } else {
                 // Gone with the sandbox. Never the last to hold them: letting go may take long.
                 let file_systems = file_systems.upgrade()?;
-                let used = usage::memory(init, &file_systems[1..], limits.memory);
+                let used = usage::memory(init, file_systems.get(1..).unwrap_or_default(), limits.memory);
                 memory_verdict(used, usage::memory_available(), &limits)
             }
         });
