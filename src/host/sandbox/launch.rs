@@ -22,6 +22,7 @@ use super::sys::Fault;
 use super::wire::{self, Caps, Report, Setup};
 use super::{NetworkFds, SandboxError, SandboxSpec, remedy, watch as watcher};
 use crate::config::Isolation;
+use crate::host::layers::{self, MAX_CHAIN};
 
 /// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,10 +85,16 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start_with(helper: &Path, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        if spec.lower.len() > MAX_CHAIN {
+            let (found, name) = (spec.lower.len(), &spec.name);
+            return Err(SandboxError::Start(format!(
+                "{name} has {found} layers, more than {MAX_CHAIN}: create it anew"
+            )));
+        }
         let walls = spec.isolation == Isolation::Full;
         if !walls {
             let (dir, lower, run) = (spec.dir.clone(), spec.lower.clone(), spec.run.clone());
-            tokio::task::spawn_blocking(move || crate::host::layers::unfold(&dir, &lower, &run))
+            tokio::task::spawn_blocking(move || layers::unfold(&dir, &lower, &run))
                 .await
                 .map_err(io::Error::other)??;
         }
