@@ -41,7 +41,11 @@ os._exit(0)
 
 #[tokio::test]
 async fn a_sprite_that_takes_too_much_memory_is_ended_with_the_reason() {
-    let mut sprite = Sprite::new();
+    memory_bomb(Sprite::new()).await;
+    memory_bomb(Sprite::open()).await;
+}
+
+async fn memory_bomb(mut sprite: Sprite) {
     sprite.limits.memory = 200 << 20;
     let sandbox = sprite.start(&[]).await;
     // In a file held by a descriptor alone, which no process's size shows.

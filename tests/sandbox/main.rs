@@ -24,6 +24,7 @@ struct Sprite {
     dir: tempfile::TempDir,
     isolation: Isolation,
     limits: Limits,
+    rootfs: Option<PathBuf>,
 }
 
 struct Output {
@@ -40,7 +41,7 @@ impl Output {
 
 impl Sprite {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), isolation: Isolation::Full, limits: Limits::default() }
+        Self { dir: tempfile::tempdir().unwrap(), isolation: Isolation::Full, limits: Limits::default(), rootfs: None }
     }
 
     fn open() -> Self {
@@ -58,18 +59,23 @@ impl Sprite {
     }
 
     async fn start_run(&self, lower: &[&str]) -> (Sandbox, String) {
+        let (sandbox, run) = self.try_start(lower).await;
+        (sandbox.unwrap(), run)
+    }
+
+    async fn try_start(&self, lower: &[&str]) -> (Result<Sandbox, SandboxError>, String) {
         let run = layers::new_run(&self.path()).unwrap();
         let spec = SandboxSpec {
             name: "sprite-under-test".into(),
             dir: self.path(),
             lower: lower.iter().map(|&l| l.into()).collect(),
             run: run.clone(),
-            rootfs: None,
+            rootfs: self.rootfs.clone(),
             limits: self.limits.clone(),
             ports: vec![443],
             isolation: self.isolation,
         };
-        (Sandbox::start_with(Path::new(HELPER), spec).await.unwrap(), run)
+        (Sandbox::start_with(Path::new(HELPER), spec).await, run)
     }
 }
 
@@ -163,6 +169,11 @@ async fn the_self_test_names_the_step_that_fails_and_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let error = probe(Some(Path::new(HELPER)), dir.path(), Some(Path::new("/no/such/root"))).await.unwrap_err();
     assert!(error.to_string().contains("HOST_ROOTFS must be a directory"), "{error}");
+    // An image without a single program.
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let error = probe(Some(Path::new(HELPER)), dir.path(), Some(&empty)).await.unwrap_err();
+    assert!(error.to_string().contains("empty has no shell"), "{error}");
 }
 
 /// All of the above once more as an ordinary user: what is promised then is the same, how it is built is not.
@@ -224,6 +235,22 @@ async fn a_service_that_is_killed_takes_its_sandboxes_with_it() {
     service.kill().unwrap();
     service.wait().unwrap();
     until(|| alive(&mark) == 0).await;
+}
+
+#[tokio::test]
+async fn a_start_that_fails_half_way_leaves_no_process_and_no_zombie() {
+    let sprite = Sprite::new();
+    // Noticed by init, when the helper has gone already.
+    let error = sprite.try_start(&["layers/none"]).await.0.unwrap_err();
+    assert_eq!(error.to_string(), "the sandbox did not start: could not mount the overlay: no such file or directory");
+    let dead_children = || {
+        let zombie = format!(") Z {} ", std::process::id());
+        let stat =
+            |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(entry.ok()?.path().join("stat")).ok();
+        std::fs::read_dir("/proc").unwrap().filter_map(stat).filter(|stat| stat.contains(&zombie)).count()
+    };
+    // Other tests' children die at the same time; none stays.
+    until(|| dead_children() == 0).await;
 }
 
 /// Looks again and again: what is waited for happens in processes that tell nobody.

@@ -147,3 +147,15 @@ async fn a_dropped_sandbox_is_killed() {
     // Closed without a value: the sandbox has gone.
     tokio::time::timeout(PATIENCE, process.exit).await.unwrap().unwrap_err();
 }
+
+#[tokio::test]
+async fn arguments_are_long_or_refused_as_too_long() {
+    let sprite = Sprite::new();
+    let sandbox = sprite.start(&[]).await;
+    let long = "x".repeat(120_000);
+    assert_eq!(run(&sandbox, argv(&["sh", "-c", "echo ${#1}", "sh", &long])).await.text(), "120000");
+    for words in [vec!["echo"; 200_000], vec!["echo", "a\0b"], vec![]] {
+        let error = refusal(sandbox.spawn(argv(&words)).await);
+        assert!(matches!(error, SandboxError::Spawn { .. }), "{error}");
+    }
+}

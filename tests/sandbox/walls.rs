@@ -109,8 +109,8 @@ def opens(path, mode='rb'):
     try:
         with open(path, mode) as f: return str(len(f.read(10)))
     except OSError as e: return errno.errorcode[e.errno]
-for path in ['/proc/1/environ', '/proc/1/mem', '/proc/kcore', '/proc/kallsyms', '/dev/kvm', '/sys/class']:
-    print(path, opens(path))
+for path in ['/proc/1/environ', '/proc/1/mem', '/proc/%d/environ' % os.getppid(), '/proc/kcore', '/proc/kallsyms', '/dev/kvm', '/sys/class']:
+    print(path.replace(str(os.getppid()), 'supervisor') if os.getppid() > 1 else path, opens(path))
 for path in ['/proc/sys/kernel/core_pattern', '/proc/sys/user/max_user_namespaces', '/proc/self/uid_map']:
     try:
         with open(path, 'wb', buffering=0) as f: f.write(b'1')
@@ -157,6 +157,7 @@ kill-1 done
 getppid done
 /proc/1/environ EACCES
 /proc/1/mem EACCES
+/proc/supervisor/environ EACCES
 /proc/kcore nothing
 /proc/kallsyms nothing
 /dev/kvm ENOENT
@@ -183,4 +184,46 @@ fn similar(got: &str, expected: &str) {
         assert_eq!(got, expected);
     }
     assert_eq!(got.lines().count(), expected.lines().count());
+}
+
+#[tokio::test]
+async fn a_root_directory_of_the_operators_replaces_the_machines_programs() {
+    let mut sprite = Sprite::new();
+    // Where only its owner can go, as below a service's own folder.
+    let closed = sprite.dir.path().join("closed");
+    let root = closed.join("root");
+    let libraries = std::process::Command::new("ldd").arg("/bin/sh").output().map(|o| o.stdout).unwrap_or_default();
+    let libraries = String::from_utf8(libraries).unwrap();
+    let files = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain(["/bin/sh"]);
+    for file in files {
+        let copy = root.join(&file[1..]);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(file, copy).unwrap();
+    }
+    std::fs::create_dir_all(root.join("etc")).unwrap();
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nubuntu:x:1000:1000::/home/ubuntu:/bin/sh\n")
+        .unwrap();
+    std::os::unix::fs::symlink("/somewhere/else", root.join("etc/resolv.conf")).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    sprite.rootfs = Some(root);
+    let sandbox = sprite.start(&[]).await;
+    let script =
+        "while read line; do echo $line; done < /etc/passwd; read line < /etc/resolv.conf; echo $line; echo /usr/*";
+    let expected = "root:x:0:0::/root:/bin/sh\nsprite:x:1000:1000:sprite:/home/sprite:/bin/bash\nnameserver 198.18.0.1\n/usr/local";
+    assert_eq!(says(&sandbox, script).await, expected);
+    assert_eq!(refusal(sandbox.spawn(argv(&["python3"])).await).exit_status(), Some(127));
+}
+
+#[tokio::test]
+async fn links_in_the_place_of_mount_points_choose_nothing() {
+    let sprite = Sprite::new();
+    let (sandbox, run) = sprite.start_run(&[]).await;
+    // Only in an ordinary user's sandbox do these belong to the sprite; elsewhere the attempt fails already.
+    let script =
+        "cd /etc; mv ssl old && ln -s /home/sprite ssl; mkdir -p ~/certs; rm -f hosts && ln -s /tmp/x hosts; true";
+    says(&sandbox, script).await;
+    sandbox.stop().await.unwrap();
+    let layer = layers::freeze(&sprite.path(), &run, "hostile").unwrap();
+    let sandbox = sprite.start(&[&layer]).await;
+    assert_eq!(says(&sandbox, "ls certs; grep -c sprite /proc/self/mountinfo || true").await, "0");
 }

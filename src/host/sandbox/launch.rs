@@ -22,10 +22,10 @@ use super::sys::Fault;
 use super::wire::{self, Caps, Report, Setup};
 use super::{NetworkFds, SandboxError, SandboxSpec, remedy, watch as watcher};
 use crate::config::Isolation;
+use crate::host::layers::{self, MAX_CHAIN};
 
 /// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Ending takes milliseconds; only a process that the kernel itself holds takes longer.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -85,10 +85,16 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start_with(helper: &Path, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        if spec.lower.len() > MAX_CHAIN {
+            let (found, name) = (spec.lower.len(), &spec.name);
+            return Err(SandboxError::Start(format!(
+                "{name} has {found} layers, more than {MAX_CHAIN}: create it anew"
+            )));
+        }
         let walls = spec.isolation == Isolation::Full;
         if !walls {
             let (dir, lower, run) = (spec.dir.clone(), spec.lower.clone(), spec.run.clone());
-            tokio::task::spawn_blocking(move || crate::host::layers::unfold(&dir, &lower, &run))
+            tokio::task::spawn_blocking(move || layers::unfold(&dir, &lower, &run))
                 .await
                 .map_err(io::Error::other)??;
         }
@@ -99,7 +105,8 @@ impl Sandbox {
             .stdin(Redirect::from(theirs))
             .stdout(Redirect::null())
             .stderr(Redirect::null())
-            .kill_on_drop(true)
+            // Without walls a killed helper could not end its descendants, as it does when the service hangs up.
+            .kill_on_drop(walls)
             .spawn()
             .map_err(|e| SandboxError::Start(format!("the helper {} can't be executed: {e}", helper.display())))?;
         let control = channel(control)?;
@@ -127,9 +134,9 @@ impl Sandbox {
             .map_err(|_| SandboxError::Start(format!("it was not ready within {} s", START_TIMEOUT.as_secs())))??;
         // Without walls the helper stays, as init; it is a child of this process like any init.
         let pidfd = match born.pidfd {
-            Some(pidfd) => {
+            Some(guard) => {
                 child.wait().await?;
-                pidfd
+                guard.release().ok_or_else(bad_report)?
             }
             None => {
                 let pid = rustix::process::Pid::from_raw(born.pid as i32).ok_or_else(bad_report)?;
@@ -154,7 +161,12 @@ impl Sandbox {
         let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), Arc::downgrade(&file_systems), group.clone()));
         let ended = Arc::clone(&inner);
         tokio::spawn(async move {
-            bury(pidfd, child, walls).await;
+            if walls {
+                bury(pidfd).await;
+            } else {
+                // Fails only when somebody else took its status: then it has ended.
+                let _ = child.wait().await;
+            }
             if group.is_some_and(|group| group.ran_out()) {
                 ended.blame(watcher::out_of_memory(&ended.spec.limits));
             }
@@ -249,12 +261,7 @@ impl Inner {
 }
 
 /// Waits for the end of init, and takes its exit status so that no zombie stays.
-async fn bury(pidfd: OwnedFd, mut child: tokio::process::Child, walls: bool) {
-    if !walls {
-        // Fails only when somebody else took its status: then it has ended.
-        let _ = child.wait().await;
-        return;
-    }
+async fn bury(pidfd: OwnedFd) {
     // SAFETY: an `OwnedFd` always gives the same descriptor and keeps it open.
     match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
         Ok(pidfd) => {
@@ -266,11 +273,32 @@ async fn bury(pidfd: OwnedFd, mut child: tokio::process::Child, walls: bool) {
     }
 }
 
+/// An init that nobody owns yet: when the start fails or is given up half-way, it is ended, and leaves no zombie.
+struct Foundling(Option<OwnedFd>);
+
+impl Foundling {
+    fn release(mut self) -> Option<OwnedFd> {
+        self.0.take()
+    }
+}
+
+impl Drop for Foundling {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else { return };
+        // It may have ended by itself.
+        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(bury(pidfd));
+        }
+    }
+}
+
 /// What the helper and init said of themselves.
 struct Birth {
     pid: u32,
     owner: (u32, u32),
-    pidfd: Option<OwnedFd>,
+    /// `None` without walls.
+    pidfd: Option<Foundling>,
     network: Option<NetworkFds>,
     /// Roots of its file systems, the overlay's first; none without walls.
     file_systems: Vec<OwnedFd>,
@@ -282,25 +310,28 @@ impl Birth {
         // The helper's word and init's may come in either order.
         while born.is_none() || ready.is_none() {
             match receive::<Report>(control).await? {
-                Some((Report::Born { pid, uid, gid }, fds)) => born = Some((pid, (uid, gid), fds)),
+                Some((Report::Born { pid, uid, gid }, fds)) => {
+                    let mut fds = fds.into_iter();
+                    let init = fds.next().map(|pidfd| Foundling(Some(pidfd)));
+                    born = Some((pid, (uid, gid), init, fds));
+                }
                 Some((Report::Ready, fds)) => ready = Some(fds),
                 Some((Report::Failed { step, errno }, _)) => return Err(remedy::explain(&Fault { step, errno })),
                 None => return Err(SandboxError::Start("its helper ended without a word".into())),
             }
         }
-        let (Some((pid, owner, fds)), Some(file_systems)) = (born, ready) else { return Err(bad_report()) };
+        let (Some((pid, owner, init, mut fds)), Some(file_systems)) = (born, ready) else { return Err(bad_report()) };
         if !walls {
             return Ok(Self { pid, owner, pidfd: None, network: None, file_systems });
         }
-        let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(bad_report);
-        let (pidfd, dns_udp, dns_tcp) = (next()?, next()?, next()?);
+        let (dns_udp, dns_tcp) = (next()?, next()?);
         let listeners = ports.iter().map(|&port| Ok((port, next()?))).collect::<Result<_, SandboxError>>()?;
         let network = Some(NetworkFds { dns_udp, dns_tcp, listeners });
-        if file_systems.is_empty() {
+        if init.is_none() || file_systems.is_empty() {
             return Err(bad_report());
         }
-        Ok(Self { pid, owner, pidfd: Some(pidfd), network, file_systems })
+        Ok(Self { pid, owner, pidfd: init, network, file_systems })
     }
 }
 
