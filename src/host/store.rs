@@ -12,6 +12,7 @@
 mod machine;
 mod meta;
 mod runs;
+mod sessions;
 mod sprite;
 mod trash;
 
@@ -26,7 +27,8 @@ use tokio::task::JoinSet;
 
 pub use self::machine::Machine;
 pub use self::meta::{Checkpoint, Meta, Undeletable, UrlSettings, micros};
-pub use self::sprite::{Lookup, Sprite};
+pub use self::sessions::Lookup;
+pub use self::sprite::Sprite;
 use self::trash::Trash;
 use super::lock::Lock;
 use super::sandbox::{SandboxError, SandboxSpec};

@@ -113,7 +113,7 @@ async fn large_and_binary_files_go_through_unchanged_and_a_broken_upload_makes_n
     let request =
         served.request(Method::PUT, "/sprites/a/fs/write?path=broken").body(reqwest::Body::wrap_stream(broken));
     assert!(request.send().await.is_err());
-    // What was cut is not taken for whole, now or later.
+    // What was cut is not taken for whole.
     assert_eq!(read(&served, "path=broken").await.0, 404);
     assert_eq!(status_of_an_upload_too_large(&served).await, "413");
     served.host.shutdown().await;

@@ -75,12 +75,12 @@ impl Operation {
                 Err(_) => ApiError::file(&format!("the file operation ended with status {status}"), "EIO", &self.path),
             }),
             Err(_) => {
-                let reason = self.machine.why_gone().await;
-                Err(ApiError::new(
-                    StatusCode::BAD_GATEWAY,
-                    "sprite_not_routable",
-                    format!("the file operation was cut: {reason}"),
-                ))
+                let message = format!("the file operation was cut: {}", self.machine.why_gone().await);
+                Err(if self.machine.was_stopped() {
+                    ApiError::new(StatusCode::CONFLICT, "sprite_busy", message)
+                } else {
+                    ApiError::new(StatusCode::BAD_GATEWAY, "sprite_not_routable", message)
+                })
             }
         }
     }

@@ -79,6 +79,11 @@ impl Machine {
         self.sandbox.released().await
     }
 
+    /// Whether it was ended by the sprite's owner and did not die by itself.
+    pub fn was_stopped(&self) -> bool {
+        self.stopped.get().is_some()
+    }
+
     /// Why everything inside ended, once it did.
     pub async fn why_gone(&self) -> String {
         self.sandbox.exited().await;

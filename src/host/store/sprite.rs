@@ -9,7 +9,7 @@
 //!
 //! What is asked for is done even when the asker leaves: each of these is a task of its own.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::meta::{MAX_CHAIN, MAX_CHECKPOINTS, Meta};
+use super::sessions::{Lookup, Sessions};
 use super::{Machine, Setup, StoreError, blocking, check_policy, runs};
 use crate::host::sandbox::{Command, Process, SandboxError};
 use crate::host::session::{Launch, Reader, Session};
@@ -32,9 +33,6 @@ const TRIES: usize = 3;
 
 /// File operations at a time; more wait.
 pub(super) const FILE_OPERATIONS: usize = 16;
-
-/// Ended sessions that are still known as such.
-const REMEMBERED: usize = 64;
 
 pub struct Sprite {
     dir: PathBuf,
@@ -63,20 +61,6 @@ struct State {
 enum Closed {
     Deleted,
     ShuttingDown,
-}
-
-#[derive(Default)]
-struct Sessions {
-    running: BTreeMap<String, Arc<Session>>,
-    /// The last ones that ended, oldest first.
-    ended: VecDeque<String>,
-}
-
-/// What is known of a session id.
-pub enum Lookup {
-    Running(Arc<Session>),
-    Ended,
-    Unknown,
 }
 
 /// Marks the sprite as taken by one operation, until dropped.
@@ -155,12 +139,7 @@ impl Sprite {
             }
         })
         .map_err(SandboxError::from)?;
-        // A program that ended before this line is taken out again.
-        let mut sessions = self.sessions();
-        if !session.has_ended() {
-            sessions.running.insert(session.launch.id.clone(), session.clone());
-        }
-        drop(sessions);
+        self.sessions().add(&session);
         Ok((session, reader))
     }
 
@@ -412,17 +391,11 @@ impl Sprite {
     }
 
     pub fn running_sessions(&self) -> Vec<Arc<Session>> {
-        self.sessions().running.values().filter(|session| !session.has_ended()).cloned().collect()
+        self.sessions().running()
     }
 
     pub fn session(&self, id: &str) -> Lookup {
-        let sessions = self.sessions();
-        match sessions.running.get(id) {
-            Some(session) if !session.has_ended() => Lookup::Running(session.clone()),
-            Some(_) => Lookup::Ended,
-            None if sessions.ended.iter().any(|ended| ended == id) => Lookup::Ended,
-            None => Lookup::Unknown,
-        }
+        self.sessions().find(id)
     }
 
     /// Starts the sandbox on the present files. The caller holds `life`.
@@ -513,16 +486,6 @@ impl Sprite {
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sessions {
-    fn end(&mut self, id: &str) {
-        self.running.remove(id);
-        self.ended.push_back(id.to_owned());
-        if self.ended.len() > REMEMBERED {
-            self.ended.pop_front();
-        }
     }
 }
 
