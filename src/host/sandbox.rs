@@ -15,6 +15,7 @@
 //! never in the service. A file system change outlives the sandbox only when [`crate::host::layers`] keeps it.
 
 mod base;
+mod cgroup;
 mod confine;
 mod exec;
 mod files;
@@ -58,7 +59,7 @@ pub struct SandboxSpec {
     pub dir: PathBuf,
     /// Frozen layers, newest first, as names below `dir`.
     pub lower: Vec<String>,
-    /// This run's own folder below `dir`, new and empty.
+    /// This run's own folder below `dir`: new and empty, or of a stopped run with `up` alone left, which then goes on.
     pub run: String,
     /// Root directory to use as base; this machine's own system directories when `None`.
     pub rootfs: Option<PathBuf>,

@@ -52,9 +52,8 @@ fn limits(caps: &Caps) -> io::Result<()> {
     set(libc::RLIMIT_MSGQUEUE, 0)?;
     set(libc::RLIMIT_SIGPENDING, SIGNALS_MAX)?;
     set(libc::RLIMIT_FSIZE, caps.disk.min(FILE_MAX))?;
-    // Not address space, of which Node and WebAssembly reserve far more than they use. Twice the sprite's memory,
-    // because reservations count here too; it bounds how far one process gets between two looks of the watcher.
-    set(libc::RLIMIT_DATA, caps.memory.saturating_mul(2))?;
+    // No limit on address space or data: JavaScript engines reserve many times what they use, writable. Memory is held
+    // by a control group or by the service's watch.
     Ok(())
 }
 

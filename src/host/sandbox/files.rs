@@ -167,14 +167,15 @@ fn write(path: &Path, mode: u32, make_parents: bool, input: &mut File) -> Result
     if place.is_dir() {
         return refuse(path, libc::EISDIR);
     }
-    let Some(name) = place.file_name() else { return refuse(path, libc::EINVAL) };
+    if place.file_name().is_none() {
+        return refuse(path, libc::EINVAL);
+    }
     let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if make_parents {
         fs::create_dir_all(parent).at(path)?;
     }
-    let draft = parent.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let (draft, mut file) = new_draft(parent, mode).at(path)?;
     let done = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode & 0o7777).open(&draft)?;
         let size = pour(input, &mut file)?;
         // The mode given at creation is cut by the umask.
         file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
@@ -188,6 +189,18 @@ fn write(path: &Path, mode: u32, make_parents: bool, input: &mut File) -> Result
     Ok(json!({ "path": path, "size": size, "mode": mode_text(mode) }))
 }
 
+/// A file that no one else writes. A name can be taken by one whose writer was killed, and process ids come again.
+fn new_draft(parent: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+    let mut attempt = 0;
+    loop {
+        let draft = parent.join(format!(".{}.{attempt}.draft", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(mode & 0o7777).open(&draft) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < MAX_ENTRIES => attempt += 1,
+            opened => return Ok((draft, opened?)),
+        }
+    }
+}
+
 fn mode_text(mode: u32) -> String {
     format!("{:04o}", mode & 0o7777)
 }
@@ -199,7 +212,9 @@ fn entry(path: &Path, metadata: &Metadata) -> Value {
         () => "file",
     };
     let name = path.file_name().map_or_else(|| path.to_string_lossy(), |n| n.to_string_lossy());
-    let modified = jiff::Timestamp::new(metadata.mtime(), i32::try_from(metadata.mtime_nsec()).unwrap_or(0));
+    // Whole microseconds: Python before 3.11 can't read more digits.
+    let nanos = metadata.mtime_nsec() / 1000 * 1000;
+    let modified = jiff::Timestamp::new(metadata.mtime(), i32::try_from(nanos).unwrap_or(0));
     json!({
         "name": name,
         "path": path.to_string_lossy(),
@@ -318,4 +333,21 @@ fn delete(path: &Path, recursive: bool) -> Result<()> {
         (true, true) => fs::remove_dir_all(path),
     };
     done.at(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_writer_left_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (left, _) = new_draft(dir.path(), 0o600).unwrap();
+        fs::write(dir.path().join("input"), "content").unwrap();
+        let mut input = File::open(dir.path().join("input")).unwrap();
+        write(&dir.path().join("file"), 0o640, false, &mut input).unwrap();
+        assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"content");
+        assert!(left.exists());
+        assert_eq!(children(dir.path()).unwrap().len(), 3);
+    }
 }

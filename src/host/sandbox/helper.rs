@@ -91,7 +91,7 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
     };
     let skeleton = base::prepare(setup, &owners).step("prepare the sprite's folder")?;
 
-    let mapper = base_id.map(|base| Mapper::start(base)).transpose().step("start the id mapper")?;
+    let mapper = base_id.map(Mapper::start).transpose().step("start the id mapper")?;
     let namespaces = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
@@ -125,12 +125,12 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
         }
         None => {
             drop(sockets);
-            let memory = root::build(setup, &skeleton, rootfs)?;
+            let file_systems = root::build(setup, &skeleton, rootfs)?;
             sys::set_host_name(&setup.name).step("set the host name")?;
             confine::confine(&setup.caps, base_id.is_some())?;
-            let memory_fds: Vec<BorrowedFd<'_>> = memory.iter().map(AsFd::as_fd).collect();
-            wire::send(control, &Report::Ready, &memory_fds).step("report to the service")?;
-            drop(memory);
+            let roots: Vec<BorrowedFd<'_>> = file_systems.iter().map(AsFd::as_fd).collect();
+            wire::send(control, &Report::Ready, &roots).step("report to the service")?;
+            drop(file_systems);
             init::run(control, true)
         }
     }

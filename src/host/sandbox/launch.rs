@@ -15,15 +15,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::cgroup::Group;
 use super::exec::Running;
 use super::helper::ARG0;
 use super::sys::Fault;
 use super::wire::{self, Caps, Report, Setup};
 use super::{NetworkFds, SandboxError, SandboxSpec, remedy, watch as watcher};
 use crate::config::Isolation;
+use crate::host::layers::{self, MAX_CHAIN};
 
 /// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Ending takes milliseconds; only a process that the kernel itself holds takes longer.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 static HELPER: OnceLock<PathBuf> = OnceLock::new();
 
@@ -54,11 +58,15 @@ pub(super) struct Inner {
     pidfd: OwnedFd,
     /// Init's process id on this machine.
     pub init: u32,
+    /// The kernel holds its memory limit.
+    pub grouped: bool,
     /// Who owns what programs get from the service.
     pub owner: (u32, u32),
     /// Programs whose tree is not empty, by the pid that the caller knows.
     pub programs: Mutex<HashMap<u32, Running>>,
     pub gone: watch::Receiver<bool>,
+    /// Its file systems are unmounted too.
+    released: watch::Receiver<bool>,
     death: Mutex<Option<String>>,
 }
 
@@ -77,10 +85,16 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start_with(helper: &Path, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        if spec.lower.len() > MAX_CHAIN {
+            let (found, name) = (spec.lower.len(), &spec.name);
+            return Err(SandboxError::Start(format!(
+                "{name} has {found} layers, more than {MAX_CHAIN}: create it anew"
+            )));
+        }
         let walls = spec.isolation == Isolation::Full;
         if !walls {
             let (dir, lower, run) = (spec.dir.clone(), spec.lower.clone(), spec.run.clone());
-            tokio::task::spawn_blocking(move || crate::host::layers::unfold(&dir, &lower, &run))
+            tokio::task::spawn_blocking(move || layers::unfold(&dir, &lower, &run))
                 .await
                 .map_err(io::Error::other)??;
         }
@@ -91,10 +105,13 @@ impl Sandbox {
             .stdin(Redirect::from(theirs))
             .stdout(Redirect::null())
             .stderr(Redirect::null())
-            .kill_on_drop(true)
+            // Without walls a killed helper could not end its descendants, as it does when the service hangs up.
+            .kill_on_drop(walls)
             .spawn()
             .map_err(|e| SandboxError::Start(format!("the helper {} can't be executed: {e}", helper.display())))?;
         let control = channel(control)?;
+        // Before it does anything; all that comes from it stays in the group.
+        let group = child.id().filter(|_| walls).and_then(|pid| Group::enclose(pid, spec.limits.memory)).map(Arc::new);
         let setup = Setup {
             name: spec.name.clone(),
             dir: spec.dir.clone(),
@@ -112,33 +129,53 @@ impl Sandbox {
             walls,
         };
         send(&control, &setup, &[]).await?;
-        let born = timeout(START_TIMEOUT, Birth::attend(&control, spec.ports.len(), walls))
+        let born = timeout(START_TIMEOUT, Birth::attend(&control, &spec.ports, walls))
             .await
             .map_err(|_| SandboxError::Start(format!("it was not ready within {} s", START_TIMEOUT.as_secs())))??;
         // Without walls the helper stays, as init; it is a child of this process like any init.
         let pidfd = match born.pidfd {
-            Some(pidfd) => {
+            Some(guard) => {
                 child.wait().await?;
-                pidfd
+                guard.release().ok_or_else(bad_report)?
             }
             None => {
-                let pid = rustix::process::Pid::from_raw(born.pid as i32).ok_or_else(|| bad_report())?;
+                let pid = rustix::process::Pid::from_raw(born.pid as i32).ok_or_else(bad_report)?;
                 rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?
             }
         };
         let (gone_tx, gone) = watch::channel(false);
+        let (released_tx, released) = watch::channel(false);
         let inner = Arc::new(Inner {
             spec,
             control,
             pidfd: pidfd.try_clone()?,
             init: born.pid,
+            grouped: group.is_some(),
             owner: born.owner,
             programs: Mutex::default(),
             gone,
+            released,
             death: Mutex::default(),
         });
-        tokio::spawn(bury(pidfd, child, walls, gone_tx));
-        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), born.memory));
+        let file_systems = Arc::new(born.file_systems);
+        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner), Arc::downgrade(&file_systems), group.clone()));
+        let ended = Arc::clone(&inner);
+        tokio::spawn(async move {
+            if walls {
+                bury(pidfd).await;
+            } else {
+                // Fails only when somebody else took its status: then it has ended.
+                let _ = child.wait().await;
+            }
+            if group.is_some_and(|group| group.ran_out()) {
+                ended.blame(watcher::out_of_memory(&ended.spec.limits));
+            }
+            let _ = gone_tx.send(true);
+            // The last hold on the overlay. Letting go of one with 20,000 changed files takes 100 ms and more, which no
+            // restore has to wait for.
+            let _ = tokio::task::spawn_blocking(move || drop(file_systems)).await;
+            let _ = released_tx.send(true);
+        });
         Ok(Self { inner, network: born.network, _watcher: tokio_util::task::AbortOnDropHandle::new(watcher) })
     }
 
@@ -147,27 +184,38 @@ impl Sandbox {
         self.network.take()
     }
 
-    /// Ends everything inside, and waits until nothing is left. A sandbox that is gone already is fine.
+    /// Ends everything inside, and waits until no process is left. A sandbox that is gone already is fine. Its file
+    /// systems may still be on their way out, which is of no matter to a new run beside it.
     ///
     /// # Errors
     /// [`SandboxError::TimedOut`] when processes are left, which only the kernel can cause.
     pub async fn kill(&self) -> Result<(), SandboxError> {
         self.inner.end();
-        let after = START_TIMEOUT;
-        timeout(after, self.exited())
-            .await
-            .map_err(|_| SandboxError::TimedOut { what: "ending the sandbox".into(), after })
+        let (what, after) = ("ending the sandbox".into(), END_TIMEOUT);
+        timeout(after, self.exited()).await.map_err(|_| SandboxError::TimedOut { what, after })
     }
 
-    /// As [`Sandbox::kill`], for an owner.
+    /// As [`Sandbox::kill`], and waits until its overlay is unmounted, as a checkpoint must.
     ///
     /// # Errors
     /// As [`Sandbox::kill`].
     pub async fn stop(self) -> Result<(), SandboxError> {
-        self.kill().await
+        self.kill().await?;
+        self.released().await
     }
 
-    /// Waits until it is gone, for whatever reason: its processes have ended and its mounts are no more.
+    /// Waits until a sandbox that is gone has its overlay unmounted, so that its run may be frozen or go on.
+    ///
+    /// # Errors
+    /// [`SandboxError::TimedOut`].
+    pub async fn released(&self) -> Result<(), SandboxError> {
+        let (what, after) = ("unmounting the sandbox".into(), END_TIMEOUT);
+        let mut released = self.inner.released.clone();
+        let released = timeout(after, released.wait_for(|released| *released)).await;
+        released.map(drop).map_err(|_| SandboxError::TimedOut { what, after })
+    }
+
+    /// Waits until it is gone, for whatever reason: none of its processes is left.
     pub async fn exited(&self) {
         // The sender only goes away with the runtime.
         let _ = self.inner.gone.clone().wait_for(|gone| *gone).await;
@@ -199,13 +247,12 @@ impl Inner {
     /// Ends it because of a limit, and keeps the reason.
     pub fn condemn(&self, reason: String) {
         tracing::warn!(sprite = %self.spec.name, reason, "ending the sandbox");
-        self.death.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.blame(reason);
         self.end();
-        if self.spec.isolation == Isolation::Off {
-            // Nothing gentler is known to work against what has just gone beyond its limits; the helper's own death is
-            // the last resort and is left to `bury`.
-            tracing::debug!(sprite = %self.spec.name, "isolation is off: descendants are ended one by one");
-        }
+    }
+
+    fn blame(&self, reason: String) {
+        self.death.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 
     pub fn is_gone(&self) -> bool {
@@ -213,75 +260,79 @@ impl Inner {
     }
 }
 
-/// Waits for the end of init, takes its exit status so that no zombie stays, and tells everybody.
-async fn bury(pidfd: OwnedFd, mut child: tokio::process::Child, walls: bool, gone: watch::Sender<bool>) {
-    if walls {
-        // SAFETY: an `OwnedFd` always gives the same descriptor and keeps it open.
-        match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
-            Ok(pidfd) => {
-                // Readable exactly when the process has ended.
-                let _ = pidfd.readable().await;
-                let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
-            }
-            Err(error) => tracing::error!(%error, "the end of a sandbox can't be observed"),
+/// Waits for the end of init, and takes its exit status so that no zombie stays.
+async fn bury(pidfd: OwnedFd) {
+    // SAFETY: an `OwnedFd` always gives the same descriptor and keeps it open.
+    match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
+        Ok(pidfd) => {
+            // Readable exactly when the process has ended.
+            let _ = pidfd.readable().await;
+            let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
         }
-    } else {
-        let _ = child.wait().await;
+        Err(error) => tracing::error!(%error, "the end of a sandbox can't be observed"),
     }
-    let _ = gone.send(true);
+}
+
+/// An init that nobody owns yet: when the start fails or is given up half-way, it is ended, and leaves no zombie.
+struct Foundling(Option<OwnedFd>);
+
+impl Foundling {
+    fn release(mut self) -> Option<OwnedFd> {
+        self.0.take()
+    }
+}
+
+impl Drop for Foundling {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else { return };
+        // It may have ended by itself.
+        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(bury(pidfd));
+        }
+    }
 }
 
 /// What the helper and init said of themselves.
 struct Birth {
     pid: u32,
     owner: (u32, u32),
-    pidfd: Option<OwnedFd>,
+    /// `None` without walls.
+    pidfd: Option<Foundling>,
     network: Option<NetworkFds>,
-    memory: Vec<OwnedFd>,
+    /// Roots of its file systems, the overlay's first; none without walls.
+    file_systems: Vec<OwnedFd>,
 }
 
 impl Birth {
-    async fn attend(control: &AsyncFd<OwnedFd>, ports: usize, walls: bool) -> Result<Self, SandboxError> {
+    async fn attend(control: &AsyncFd<OwnedFd>, ports: &[u16], walls: bool) -> Result<Self, SandboxError> {
         let (mut born, mut ready) = (None, None);
         // The helper's word and init's may come in either order.
         while born.is_none() || ready.is_none() {
             match receive::<Report>(control).await? {
-                Some((Report::Born { pid, uid, gid }, fds)) => born = Some((pid, (uid, gid), fds)),
+                Some((Report::Born { pid, uid, gid }, fds)) => {
+                    let mut fds = fds.into_iter();
+                    let init = fds.next().map(|pidfd| Foundling(Some(pidfd)));
+                    born = Some((pid, (uid, gid), init, fds));
+                }
                 Some((Report::Ready, fds)) => ready = Some(fds),
                 Some((Report::Failed { step, errno }, _)) => return Err(remedy::explain(&Fault { step, errno })),
                 None => return Err(SandboxError::Start("its helper ended without a word".into())),
             }
         }
-        let ((pid, owner, fds), Some(memory)) = (born.ok_or_else(bad_report)?, ready) else { return Err(bad_report()) };
-        let mut fds = fds.into_iter();
+        let (Some((pid, owner, init, mut fds)), Some(file_systems)) = (born, ready) else { return Err(bad_report()) };
         if !walls {
-            return Ok(Self { pid, owner, pidfd: None, network: None, memory });
+            return Ok(Self { pid, owner, pidfd: None, network: None, file_systems });
         }
         let mut next = || fds.next().ok_or_else(bad_report);
-        let (pidfd, dns_udp, dns_tcp) = (next()?, next()?, next()?);
-        let listeners = (0..ports).map(|_| next()).collect::<Result<Vec<_>, _>>()?;
-        let network = NetworkFds { dns_udp, dns_tcp, listeners: Vec::new() };
-        Ok(Self {
-            pid,
-            owner,
-            pidfd: Some(pidfd),
-            network: Some(NetworkFds { listeners: pair_up(listeners), ..network }),
-            memory,
-        })
+        let (dns_udp, dns_tcp) = (next()?, next()?);
+        let listeners = ports.iter().map(|&port| Ok((port, next()?))).collect::<Result<_, SandboxError>>()?;
+        let network = Some(NetworkFds { dns_udp, dns_tcp, listeners });
+        if init.is_none() || file_systems.is_empty() {
+            return Err(bad_report());
+        }
+        Ok(Self { pid, owner, pidfd: init, network, file_systems })
     }
-}
-
-fn pair_up(listeners: Vec<OwnedFd>) -> Vec<(u16, OwnedFd)> {
-    listeners
-        .into_iter()
-        .map(|fd| {
-            let port = rustix::net::getsockname(&fd)
-                .ok()
-                .and_then(|a| std::net::SocketAddr::try_from(a).ok())
-                .map_or(0, |a| a.port());
-            (port, fd)
-        })
-        .collect()
 }
 
 fn bad_report() -> SandboxError {

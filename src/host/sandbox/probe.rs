@@ -45,7 +45,16 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     let shell =
         Command::Exec { argv: ["sh", "-c", "exit 7"].map(String::from).into(), env: Vec::new(), dir: None, tty: None };
     let begun = Instant::now();
-    expect(&sandbox, shell, 7, "run a shell").await?;
+    match expect(&sandbox, shell, 7, "run a shell").await {
+        Err(error) if error.exit_status().is_some() => {
+            let root = rootfs.unwrap_or(Path::new("/"));
+            return Err(SandboxError::Unsupported {
+                what: format!("{} has no shell that can be executed ({error})", root.display()),
+                remedy: "HOST_ROOTFS must be the root directory of a Linux system for this processor".into(),
+            });
+        }
+        ran => ran?,
+    }
     let ran = begun.elapsed();
     let begun = Instant::now();
     sandbox.stop().await?;
@@ -53,6 +62,11 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     let restored = begun.elapsed();
     let look = Command::Fs(FsOp::List { path: TRACE.into(), recursive: false });
     expect(&sandbox, look, 1, "be clean after a restore").await?;
+    let memory = if sandbox.inner.grouped {
+        "held by the kernel"
+    } else {
+        "measured four times a second (for an exact limit give the service a delegated control group)"
+    };
     sandbox.stop().await?;
 
     let base = rootfs.map_or("this machine's system directories, read-only".into(), |p| p.display().to_string());
@@ -65,7 +79,8 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
             ms(restored)
         ),
         format!("base: {base}"),
-        "memory and disk limits: watched, a sprite above them is ended".into(),
+        format!("memory limit: {memory}"),
+        "disk limit: measured every few seconds, a sprite above it is ended".into(),
     ])
 }
 

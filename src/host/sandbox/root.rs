@@ -44,7 +44,8 @@ const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFl
 const SAFE_DATA: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 const SAFE_READ_ONLY: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Builds the root and moves into it. Gives the roots of the memory-backed file systems, whose use counts as memory.
+/// Builds the root and moves into it. Gives the root, and those of the memory-backed file systems, whose use counts as
+/// memory.
 pub(super) fn build(setup: &Setup, skeleton: &str, rootfs: Option<OwnedFd>) -> Result<Vec<OwnedFd>, Fault> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).step("make mounts private")?;
     let root = overlay(setup, skeleton, rootfs.as_ref()).step("mount the overlay")?;
@@ -52,14 +53,13 @@ pub(super) fn build(setup: &Setup, skeleton: &str, rootfs: Option<OwnedFd>) -> R
         machine(&root).step("mount this machine's system directories")?;
     }
     proc(&root)?;
-    let mut memory = vec![dev(&root, setup.caps.memory / 4).step("build /dev")?];
+    let shm = dev(&root, setup.caps.memory / 4).step("build /dev")?;
     let tmp = tmpfs(setup.caps.memory / 2, "1777").step("mount /tmp")?;
     attach_at(&tmp, &root, "tmp").step("mount /tmp")?;
     let run = tmpfs(RUN_BYTES, "1777").step("mount /run")?;
     attach_at(&run, &root, "run").step("mount /run")?;
-    memory.extend([tmp, run]);
     enter(&root).step("move into the new root")?;
-    Ok(memory)
+    Ok(vec![root, shm, tmp, run])
 }
 
 fn overlay(setup: &Setup, skeleton: &str, rootfs: Option<&OwnedFd>) -> io::Result<OwnedFd> {

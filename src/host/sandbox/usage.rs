@@ -52,6 +52,11 @@ pub(super) fn disk_free(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail * stat.f_frsize)
 }
 
+/// Bytes of memory that the machine can still give out.
+pub(super) fn memory_available() -> u64 {
+    fs::read_to_string("/proc/meminfo").map_or(u64::MAX, |text| kib_field(&text, "MemAvailable:") * 1024)
+}
+
 /// Where the kernel keeps memory that is held by a descriptor only: memfds and shared anonymous mappings.
 fn shared_memory_device() -> Option<u64> {
     let fd = rustix::fs::memfd_create("probe", rustix::fs::MemfdFlags::CLOEXEC).ok()?;

@@ -1,22 +1,28 @@
 //! Watches what a sandbox uses of memory and disk, and ends it when it is more than it may.
 //!
-//! This is the second best, for machines where no quota and no memory control group can be had: a sandbox can overshoot
-//! by what it grabs between two looks. Memory is bounded further by init's resource limits for each process and by the
-//! sizes of its memory-backed file systems.
+//! With a control group the kernel holds the memory limit and this only tells the user what happened. Measuring is the
+//! second best, for machines where no group can be had, and for disk, where there is no quota: a sandbox can overshoot
+//! by what it grabs between two looks. Its memory-backed file systems have sizes of their own.
+//!
+//! Two gaps of measuring disk: a file that is deleted while open is not seen until the disk's floor is reached, and
+//! neither is what an ordinary user's sprite hides in a directory that it closed to its owner.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::cgroup::Group;
 use super::launch::Inner;
 use super::usage::{self, Disk};
 use crate::config::Limits;
 
-/// Between two looks at memory: at 2 GB/s, what one process can grab meanwhile is about one sprite's limit.
-const MEMORY_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at memory: at 4 GB/s, what can be grabbed meanwhile is half of a sprite's usual limit.
+const MEMORY_EVERY: Duration = Duration::from_millis(250);
+/// When less memory than this is available, a sprite that uses most of its allowance has to go before the machine does.
+const MEMORY_FLOOR: u64 = 256 << 20;
 /// Between two walks over the files.
 const DISK_EVERY: Duration = Duration::from_millis(1500);
 /// A look may take this part of the time at most; the interval grows for sprites that are expensive to look at.
@@ -27,8 +33,7 @@ const DISK_FLOOR: u64 = 512 << 20;
 const BLAMELESS: u64 = 64 << 20;
 
 /// Watches until the sandbox is gone.
-pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
-    let file_systems = Arc::new(file_systems);
+pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, group: Option<Arc<Group>>) {
     let up = inner.spec.dir.join(&inner.spec.run).join("up");
     let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
     let mut gone = inner.gone.clone();
@@ -42,12 +47,18 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
         let begun = Instant::now();
         let look_at_memory = memory_due <= disk_due;
         let (init, limits, up, file_systems) =
-            (inner.init, inner.spec.limits.clone(), up.clone(), Arc::clone(&file_systems));
+            (inner.init, inner.spec.limits.clone(), up.clone(), Weak::clone(&file_systems));
+        let group = group.clone();
         let look = tokio::task::spawn_blocking(move || {
-            if look_at_memory {
-                memory_verdict(usage::memory(init, &file_systems, limits.memory), &limits)
-            } else {
+            if !look_at_memory {
                 look_at_disk(&up, &limits)
+            } else if let Some(group) = group {
+                group.ran_out().then(|| out_of_memory(&limits))
+            } else {
+                // Gone with the sandbox. Never the last to hold them: letting go may take long.
+                let file_systems = file_systems.upgrade()?;
+                let used = usage::memory(init, file_systems.get(1..).unwrap_or_default(), limits.memory);
+                memory_verdict(used, usage::memory_available(), &limits)
             }
         });
         // A panic in there is a bug and must not end the watch.
@@ -66,13 +77,25 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Vec<OwnedFd>) {
     }
 }
 
-fn look_at_disk(up: &PathBuf, limits: &Limits) -> Option<String> {
+fn look_at_disk(up: &Path, limits: &Limits) -> Option<String> {
     let used = usage::disk(up, limits.disk, limits.inodes);
     disk_verdict(used, usage::disk_free(up).unwrap_or(u64::MAX), limits)
 }
 
-fn memory_verdict(used: u64, limits: &Limits) -> Option<String> {
-    (used > limits.memory).then(|| format!("out of memory: used {}, limit {}", size(used), size(limits.memory)))
+/// What the user is told when the kernel held the limit: by then there is nothing left to measure.
+pub(super) fn out_of_memory(limits: &Limits) -> String {
+    format!("out of memory: limit {}", size(limits.memory))
+}
+
+fn memory_verdict(used: u64, available: u64, limits: &Limits) -> Option<String> {
+    if used > limits.memory {
+        Some(format!("out of memory: used {}, limit {}", size(used), size(limits.memory)))
+    } else if available < MEMORY_FLOOR && used > limits.memory / 2 {
+        let (available, used) = (size(available), size(used));
+        Some(format!("the machine is out of memory: {available} are available, this sprite uses {used}"))
+    } else {
+        None
+    }
 }
 
 fn disk_verdict(used: Disk, free: u64, limits: &Limits) -> Option<String> {
@@ -114,8 +137,9 @@ mod tests {
     #[test]
     fn a_verdict_says_what_was_used_and_what_was_allowed() {
         let limits = Limits { memory: 2 << 30, disk: 4 << 30, inodes: 10, ..Limits::default() };
-        assert_eq!(memory_verdict(2 << 30, &limits), None);
-        assert_eq!(memory_verdict(2_254_857_830, &limits).unwrap(), "out of memory: used 2.1 GiB, limit 2 GiB");
+        assert_eq!(memory_verdict(2 << 30, u64::MAX, &limits), None);
+        let verdict = memory_verdict(2_254_857_830, u64::MAX, &limits).unwrap();
+        assert_eq!(verdict, "out of memory: used 2.1 GiB, limit 2 GiB");
         let used = |bytes, inodes| Disk { bytes, inodes, closed: 0 };
         assert_eq!(disk_verdict(used(5 << 30, 1), u64::MAX, &limits).unwrap(), "out of disk: used more than 4 GiB");
         assert_eq!(
@@ -125,9 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_machine_is_blamed_on_who_wrote_much_only() {
+    fn a_full_machine_is_blamed_on_who_takes_much_only() {
         let limits = Limits::default();
         let used = |bytes| Disk { bytes, inodes: 1, closed: 0 };
+        assert_eq!(memory_verdict(1 << 20, 0, &limits), None);
+        assert!(memory_verdict(2000 << 20, 0, &limits).unwrap().contains("the machine is out of memory"));
         assert_eq!(disk_verdict(used(1 << 20), 0, &limits), None);
         assert!(disk_verdict(used(1 << 30), 0, &limits).unwrap().contains("the machine is out of disk"));
     }

@@ -59,7 +59,7 @@ pub enum Report {
         uid: u32,
         gid: u32,
     },
-    /// Programs can be started. Descriptors: the root of each memory-backed file system.
+    /// Programs can be started. Descriptors: the root, then the roots of the memory-backed file systems.
     Ready,
     Failed {
         step: String,

@@ -1,0 +1,13 @@
+//! The embedded sprite host over real HTTP and WebSocket: statuses, frames, checkpoints, and what is kept over restarts.
+
+#[path = "host_api/served.rs"]
+mod served;
+
+#[path = "host_api/checkpoints.rs"]
+mod checkpoints;
+#[path = "host_api/exec.rs"]
+mod exec;
+#[path = "host_api/files.rs"]
+mod files;
+#[path = "host_api/sprites.rs"]
+mod sprites;
