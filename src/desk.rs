@@ -23,7 +23,6 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use serde::Serialize;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,6 +31,7 @@ use crate::config::AgentKind;
 use crate::job::{ConversationId, JobId, RequesterId};
 use crate::journal::{Accepted, Journal, JournalError};
 use crate::pool::PoolHandle;
+use crate::supervise::current;
 use crate::supervise::{ChildSpec, RestartPolicy};
 use crate::world::World;
 use admission::{Settings, Situation};
@@ -109,14 +109,14 @@ pub struct Desk<J> {
 
 /// The desk as a child for the root supervisor, and the way to it over all restarts.
 pub fn child<J: Journal>(desk: Desk<J>) -> (ChildSpec, DeskHandle) {
-    let (current, follow) = watch::channel(None);
+    let (current, follow) = current::channel(None);
     let handle = DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.default_agent);
     let current = Arc::new(current);
     let mut spec = ChildSpec::new("desk", RestartPolicy::ESSENTIAL, move |root| {
         let (desk, current) = (desk.clone(), current.clone());
         async move {
             let (actor, _join) = Actor::spawn_linked(None, desk, (), root).await?;
-            current.send_replace(Some(actor.clone()));
+            current.set(Some(actor.clone()));
             Ok(actor.get_cell())
         }
     });

@@ -1,11 +1,199 @@
 //! The embedded sprite host: serves the Sprites API on loopback from sandboxes of this machine.
 //!
 //! Parts, from the wire down: [`api`] (HTTP and WebSocket), [`store`] (sprites, checkpoints and policies on disk, and
-//! the life of each sprite), [`layers`] (the overlay layers that checkpoint and restore are made of), [`sandbox`] (one
-//! running sandbox: namespaces, init, exec), [`egress`] (the only way out).
+//! the life of each sprite), [`session`] (one running program and those who watch it), [`layers`] (the overlay layers
+//! that checkpoint and restore are made of), [`sandbox`] (one running sandbox: namespaces, init, exec), [`egress`] (the
+//! only way out). [`Host`] is the only part that the rest of the service sees.
 
-pub mod api;
+mod api;
 pub mod egress;
 pub mod layers;
+mod lock;
 pub mod sandbox;
-pub mod store;
+mod session;
+mod store;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use secrecy::SecretString;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::lock::Lock;
+use self::sandbox::SandboxError;
+use self::store::Store;
+use crate::config::{HostConfig, Isolation};
+use crate::world::World;
+
+/// Connections at a time. The service itself keeps a few for each runner.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// Time for a request's head, and for a kept connection to be used again: longer than clients keep theirs, so that
+/// none is closed under a request.
+const HEAD_TIME: Duration = Duration::from_secs(300);
+
+/// Time for requests to end at shutdown, once the sandboxes are stopped.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Pause after `accept` failed, as when no file descriptors are left.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// A running sprite host. When dropped it stops serving; [`Host::shutdown`] also stops the sandboxes in order, so that
+/// their files last.
+pub struct Host {
+    address: SocketAddr,
+    isolation: Isolation,
+    store: Arc<Store>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+    _stop_on_drop: tokio_util::sync::DropGuard,
+    /// Held last, until nothing uses the directory.
+    _lock: Lock,
+}
+
+/// Why the host did not start, with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(
+        "the sprite host listens on loopback only, and {0} is not: its token would travel in clear; use 127.0.0.1:PORT"
+    )]
+    NotLoopback(SocketAddr),
+    #[error("{path} is in use by another process{holder}: stop that one, or give this one a data directory of its own")]
+    InUse { path: PathBuf, holder: String },
+    #[error("the directory {path} can't be used: {source}; make it writable for this user, or choose another one")]
+    StateDir { path: PathBuf, source: io::Error },
+    #[error("can't listen on {address}: {source}; choose another port, or 0 for a free one")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("sprites can't be isolated here: {0}")]
+    Isolation(#[source] SandboxError),
+}
+
+impl Host {
+    /// Starts serving. `exe` is this program, which becomes the init of each sandbox; `token` is asked of every client.
+    /// Proves first that a sandbox can be built, and fails if it can't: there is no weaker one instead.
+    pub async fn start(config: HostConfig, exe: PathBuf, token: SecretString, world: World) -> Result<Self, HostError> {
+        if !config.listen.ip().is_loopback() {
+            return Err(HostError::NotLoopback(config.listen));
+        }
+        let dir = config.state_dir.clone();
+        let unusable = |source| HostError::StateDir { path: dir.clone(), source };
+        private_dir(&dir).map_err(unusable)?;
+        let lock =
+            Lock::take(&dir).map_err(unusable)?.map_err(|holder| HostError::InUse { path: dir.clone(), holder })?;
+        let isolation = config.isolation;
+        let address = config.listen;
+        if isolation == Isolation::Full {
+            for line in
+                sandbox::probe(Some(&exe), &dir, config.rootfs.as_deref()).await.map_err(HostError::Isolation)?
+            {
+                tracing::info!("{line}");
+            }
+        }
+        let store = Arc::new(Store::open(config, exe, world).map_err(unusable)?);
+        let listener = TcpListener::bind(address).await.map_err(|source| HostError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| HostError::Listen { address, source })?;
+        store.sweep();
+        let stop = CancellationToken::new();
+        let connections = TaskTracker::new();
+        let router = api::router(store.clone(), &token);
+        connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
+        tracing::info!(%address, isolation = word(isolation), sprites = store.all().len(), "the sprite host serves");
+        Ok(Self { address, isolation, store, _stop_on_drop: stop.clone().drop_guard(), stop, connections, _lock: lock })
+    }
+
+    /// Where it is reached, as in `http://127.0.0.1:8080`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// How it isolates, for receipts: `namespaces+seccomp` or `none`.
+    pub fn isolation(&self) -> &'static str {
+        word(self.isolation)
+    }
+
+    /// Ends all programs, tells their clients, and returns when nothing runs and all files are safe.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.connections.close();
+        self.store.shutdown().await;
+        if tokio::time::timeout(GOODBYE, self.connections.wait()).await.is_err() {
+            tracing::warn!("some clients of the sprite host did not end in time and are cut off");
+        }
+    }
+}
+
+fn word(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Full => "namespaces+seccomp",
+        Isolation::Off => "none",
+    }
+}
+
+/// Makes the directory, for this user alone.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+}
+
+/// Serves connections until told to stop.
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, connections: TaskTracker) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, stream) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        match stream {
+            Ok((stream, _)) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                connections.spawn(async move {
+                    serve(stream, router, stop).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // Without it small messages wait for acknowledgements. A stream for which it fails is closing anyway.
+    let _ = stream.set_nodelay(true);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

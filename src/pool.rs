@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{AgentEvent, AgentResult};
 use crate::job::{JobId, JobSpec, OutputFile};
 use crate::runner::RunnerMsg;
+use crate::supervise::current::Follower;
 use receipt::Receipt;
 
 /// One job's wish for a runner, and the way to tell its owner what becomes of it.
@@ -210,11 +211,11 @@ pub struct RunnerStatus {
 
 /// The way to the pool manager, over restarts of it.
 #[derive(Clone, Debug)]
-pub struct PoolHandle(watch::Receiver<Option<ActorRef<PoolMsg>>>);
+pub struct PoolHandle(Follower<Option<ActorRef<PoolMsg>>>);
 
 impl PoolHandle {
     /// Follows the pool manager that `current` names.
-    pub fn new(current: watch::Receiver<Option<ActorRef<PoolMsg>>>) -> Self {
+    pub fn new(current: Follower<Option<ActorRef<PoolMsg>>>) -> Self {
         Self(current)
     }
 
@@ -225,7 +226,7 @@ impl PoolHandle {
     pub async fn acquire(&self, mut ticket: Ticket) -> Result<(), NotStarted> {
         let mut current = self.0.clone();
         loop {
-            let pool = current.borrow_and_update().clone();
+            let pool = current.see();
             if let Some(pool) = pool {
                 match pool.cast(PoolMsg::Acquire(ticket)) {
                     Ok(()) => return Ok(()),
@@ -241,7 +242,7 @@ impl PoolHandle {
 
     /// Takes a waiting ticket out of the queue. The ticket's token must be cancelled first: it is what reaches a runner.
     pub fn withdraw(&self, job: &JobId) {
-        if let Some(pool) = &*self.0.borrow() {
+        if let Some(pool) = self.0.get() {
             // A pool that has just died holds no ticket any more.
             let _ = pool.cast(PoolMsg::Withdraw(job.clone()));
         }
@@ -249,7 +250,7 @@ impl PoolHandle {
 
     /// How things stand, or `None` when the pool manager does not answer within a second.
     pub async fn status(&self) -> Option<PoolStatus> {
-        let pool = self.0.borrow().clone()?;
+        let pool = self.0.get()?;
         match pool.call(PoolMsg::Status, Some(Duration::from_secs(1))).await {
             Ok(ractor::rpc::CallResult::Success(status)) => Some(status),
             _ => None,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -29,6 +29,7 @@ use crate::journal::{Journal, JournalError};
 use crate::pool::receipt::Receipt;
 use crate::pool::{Granted, PoolMsg, RunnerStatus};
 use crate::sprites::{Sprites, SpritesError};
+use crate::supervise::current::Follower;
 use crate::world::World;
 use build::BuildPlan;
 use claim::Claim;
@@ -199,9 +200,9 @@ pub struct Runner<S, J> {
 /// What a runner starts with.
 pub struct RunnerArgs {
     /// What to build; a change leads to a rolling refresh.
-    pub plan: watch::Receiver<Arc<BuildPlan>>,
+    pub plan: Follower<Arc<BuildPlan>>,
     /// Who the pool manager is, over its restarts.
-    pub pool: watch::Receiver<Option<ActorRef<PoolMsg>>>,
+    pub pool: Follower<Option<ActorRef<PoolMsg>>>,
     /// How many runners may be out of service for a refresh at a time.
     pub refreshes: Arc<Semaphore>,
 }
@@ -238,11 +239,11 @@ impl<S: Sprites, J: Journal> Actor for Runner<S, J> {
     type State = State;
     type Arguments = RunnerArgs;
 
-    async fn pre_start(&self, myself: ActorRef<RunnerMsg>, args: RunnerArgs) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(&self, myself: ActorRef<RunnerMsg>, mut args: RunnerArgs) -> Result<State, ActorProcessingErr> {
         let mut state = State {
             machine: Machine::new(),
             since: Instant::now(),
-            plan: args.plan.borrow().clone(),
+            plan: args.plan.see(),
             pool: None,
             refreshes: args.refreshes,
             run: 0,
@@ -531,17 +532,15 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
 /// Tells the runner about each pool manager and each change of plan.
 fn follow(
     me: ActorRef<RunnerMsg>,
-    mut pool: watch::Receiver<Option<ActorRef<PoolMsg>>>,
-    mut plan: watch::Receiver<Arc<BuildPlan>>,
+    mut pool: Follower<Option<ActorRef<PoolMsg>>>,
+    mut plan: Follower<Arc<BuildPlan>>,
 ) -> AbortOnDropHandle<()> {
-    plan.mark_unchanged();
-    pool.mark_changed();
     AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             let news = tokio::select! {
                 biased;
-                Ok(()) = pool.changed() => pool.borrow_and_update().clone().map(RunnerMsg::PoolIs),
-                Ok(()) = plan.changed() => Some(RunnerMsg::Refresh(plan.borrow_and_update().clone())),
+                Ok(current) = pool.changed() => current.map(RunnerMsg::PoolIs),
+                Ok(plan) = plan.changed() => Some(RunnerMsg::Refresh(plan)),
                 else => return,
             };
             if news.is_some_and(|news| me.cast(news).is_err()) {

@@ -4,6 +4,8 @@
 //! children one for one, in the order of their specs; it stops them in reverse order. It is the root of the tree and
 //! the pool's own supervisor alike. What a child must keep over its death is in the journal, not here.
 
+pub mod current;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -272,7 +274,7 @@ impl Supervisor {
             let Some((child, _)) = slot.up.take() else { continue };
             state.by_id.remove(&child.get_id());
             child.stop(Some("the service stops".into()));
-            if child.wait(Some(slot.spec.stop_within.into())).await.is_err() {
+            if child.wait(Some(slot.spec.stop_within)).await.is_err() {
                 warn!(supervisor = self.name, child = slot.spec.name, "an actor did not stop in time and is killed");
                 child.kill();
             } else {

@@ -400,7 +400,7 @@ async fn a_ticket_that_comes_back_says_why() {
 #[tokio::test(start_paused = true)]
 async fn without_a_pool_the_wait_ends_with_the_queue_timeout() {
     let mut rig = Rig::new().await;
-    rig.pool_actor.send_replace(None);
+    rig.pool_actor.set(None);
     let mut told = rig.send("c", "one").await;
     let began = Instant::now();
     let report = told.ended().await;
@@ -501,7 +501,8 @@ async fn a_drain_ends_at_its_deadline_and_stopping_tells_those_who_wait() {
     let began = Instant::now();
     assert_eq!(rig.desk.drain(began + Duration::from_secs(5)).await, 1);
     assert_eq!(began.elapsed().as_secs(), 5);
-    let desk = rig.desk_actor.send_replace(None).unwrap();
+    let desk = rig.desk_actor.follow().get().unwrap();
+    rig.desk_actor.set(None);
     desk.stop(None);
     desk.wait(None).await.unwrap();
     let report = told.ended().await;

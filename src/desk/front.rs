@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use ractor::rpc::CallResult;
 use ractor::{ActorRef, MessagingErr, RpcReplyPort};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::debts::Debts;
@@ -13,6 +12,7 @@ use super::{DeskMsg, DeskStatus, Hearing, Target};
 use crate::chat::Inbound;
 use crate::config::AgentKind;
 use crate::job::{Outcome, RefuseReason, RequesterId};
+use crate::supervise::current::Follower;
 use crate::world::World;
 
 /// How long the desk may take to answer. It waits for nothing, so this is a matter of its mailbox.
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The way to the desk. Clones lead to the same one.
 #[derive(Clone)]
 pub struct DeskHandle {
-    current: watch::Receiver<Option<ActorRef<DeskMsg>>>,
+    current: Follower<Option<ActorRef<DeskMsg>>>,
     debts: Debts,
     world: World,
     default_agent: AgentKind,
@@ -30,7 +30,7 @@ pub struct DeskHandle {
 impl DeskHandle {
     /// Follows the desk that `current` names; `debts` are those that it was started with.
     pub fn new(
-        current: watch::Receiver<Option<ActorRef<DeskMsg>>>,
+        current: Follower<Option<ActorRef<DeskMsg>>>,
         debts: Debts,
         world: World,
         default_agent: AgentKind,
@@ -49,7 +49,7 @@ impl DeskHandle {
             agent: self.default_agent,
         });
         loop {
-            let desk = current.borrow_and_update().clone();
+            let desk = current.see();
             if let Some(desk) = desk {
                 // Before the desk has it: should it die over the message, the next one finds the debt.
                 self.debts.owe(&hearing.job, &hearing.inbound, hearing.heard_at);
@@ -91,7 +91,7 @@ impl DeskHandle {
         message: impl FnOnce(RpcReplyPort<T>) -> DeskMsg,
         patience: Duration,
     ) -> Option<T> {
-        let desk = self.current.borrow().clone()?;
+        let desk = self.current.get()?;
         match desk.call(message, Some(patience)).await {
             Ok(CallResult::Success(answer)) => Some(answer),
             Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,

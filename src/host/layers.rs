@@ -7,8 +7,9 @@
 //! trash/           what may be deleted at leisure
 //! ```
 //!
-//! A run is used once: its overlay is mounted `volatile`, which the kernel refuses to mount again. So a restore is a new
-//! run above the layers of a checkpoint, and after a crash of the service a sprite comes back at its last checkpoint.
+//! An overlay is mounted `volatile`, which the kernel refuses to mount again with the same `work`. So a restore is a new
+//! run above the layers of a checkpoint, and a run that goes on after a stop needs a new `work`; whether its files may
+//! be trusted then is for the store to know.
 //! Every function leaves a state that [`recover`] understands, whenever it is cut off. They block: call them from
 //! `spawn_blocking`. Chains of layers are not flattened; overlayfs takes 500, and its option text of one page about as
 //! many of our names as a sprite will ever see ([`MAX_CHAIN`]).
@@ -122,13 +123,20 @@ pub fn recover(dir: &Path, known: &[String]) -> io::Result<()> {
 /// # Errors
 /// When the file system refuses.
 pub fn unfold(dir: &Path, lower: &[String], run: &str) -> io::Result<()> {
-    let up = dir.join(run).join("up");
-    fs::create_dir_all(dir.join(run))?;
-    match lower.first() {
-        Some(newest) => copy_tree(&dir.join(newest), &up)?,
-        None => fs::create_dir_all(&up)?,
+    let run = dir.join(run);
+    let (up, draft) = (run.join("up"), run.join("up.new"));
+    if up.exists() {
+        // It was stopped and goes on with what it has.
+        return Ok(());
     }
-    fs::create_dir_all(up.join("home/sprite"))
+    remove_tree(&draft)?;
+    fs::create_dir_all(&run)?;
+    match lower.first() {
+        Some(newest) => copy_tree(&dir.join(newest), &draft)?,
+        None => fs::create_dir_all(&draft)?,
+    }
+    fs::create_dir_all(draft.join("home/sprite"))?;
+    fs::rename(draft, up)
 }
 
 /// Names in a directory; none when it is not there.
@@ -142,7 +150,7 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 
 /// Removes a tree that hostile programs have written, whatever the modes of its directories (overlayfs itself leaves one
 /// of mode 000). Nothing runs in it any more, so what was looked at stays what it is.
-fn remove_tree(path: &Path) -> io::Result<()> {
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     // A stack of its own instead of recursion: the depth is the choice of whoever wrote the tree.
     let mut stack = vec![(path.to_path_buf(), false)];
     while let Some((path, emptied)) = stack.pop() {
@@ -274,5 +282,17 @@ mod tests {
         let copy = dir.path().join("runs/9/up/home/file");
         assert_eq!(fs::metadata(copy).unwrap().mode() & 0o777, 0o750);
         assert!(dir.path().join("runs/9/up/home/sprite").is_dir());
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_not_unfolded_again() {
+        let dir = folder();
+        let run = written_run(dir.path());
+        freeze(dir.path(), &run, "v1").unwrap();
+        unfold(dir.path(), &["layers/v1".into()], "runs/9").unwrap();
+        let file = dir.path().join("runs/9/up/home/file");
+        fs::write(&file, "changed").unwrap();
+        unfold(dir.path(), &["layers/v1".into()], "runs/9").unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "changed");
     }
 }

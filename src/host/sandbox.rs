@@ -58,7 +58,7 @@ pub struct SandboxSpec {
     pub dir: PathBuf,
     /// Frozen layers, newest first, as names below `dir`.
     pub lower: Vec<String>,
-    /// This run's own folder below `dir`, new and empty.
+    /// This run's own folder below `dir`: new and empty, or of a stopped run with `up` alone left, which then goes on.
     pub run: String,
     /// Root directory to use as base; this machine's own system directories when `None`.
     pub rootfs: Option<PathBuf>,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use ractor::{Actor, ActorRef};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::manager::PoolManager;
 use super::{PoolHandle, PoolMsg};
@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::runner::build::BuildPlan;
 use crate::runner::{Context, Runner, RunnerArgs};
 use crate::sprites::Sprites;
+use crate::supervise::current::{self, Follower, Publisher};
 use crate::supervise::{ChildSpec, RestartPolicy, Supervisor};
 use crate::world::World;
 
@@ -27,12 +28,12 @@ pub struct PoolParts<S, J> {
     /// This deployment's identity, from the journal.
     pub deployment: String,
     /// What runners are built from; a change leads to a rolling refresh.
-    pub plan: watch::Receiver<Arc<BuildPlan>>,
+    pub plan: Follower<Arc<BuildPlan>>,
 }
 
 /// The pool as a child for the root supervisor, and the way to it over all restarts.
 pub fn child<S: Sprites, J: Journal>(config: PoolConfig, parts: PoolParts<S, J>) -> (ChildSpec, PoolHandle) {
-    let (current, handle) = watch::channel(None);
+    let (current, handle) = current::channel(None);
     let current = Arc::new(current);
     let spec = ChildSpec::new("pool", RestartPolicy::ESSENTIAL, move |root| {
         let specs = children(&config, &parts, &current);
@@ -42,7 +43,7 @@ pub fn child<S: Sprites, J: Journal>(config: PoolConfig, parts: PoolParts<S, J>)
     (spec, PoolHandle::new(handle))
 }
 
-type Current = Arc<watch::Sender<Option<ActorRef<PoolMsg>>>>;
+type Current = Arc<Publisher<Option<ActorRef<PoolMsg>>>>;
 
 fn children<S: Sprites, J: Journal>(config: &PoolConfig, parts: &PoolParts<S, J>, current: &Current) -> Vec<ChildSpec> {
     // Half of the runners at a time may be out of service for a refresh.
@@ -59,7 +60,7 @@ fn children<S: Sprites, J: Journal>(config: &PoolConfig, parts: &PoolParts<S, J>
         };
         let (plan, current, refreshes) = (parts.plan.clone(), current.clone(), refreshes.clone());
         ChildSpec::new(name, RestartPolicy::SPARE, move |supervisor| {
-            let args = RunnerArgs { plan: plan.clone(), pool: current.subscribe(), refreshes: refreshes.clone() };
+            let args = RunnerArgs { plan: plan.clone(), pool: current.follow(), refreshes: refreshes.clone() };
             let runner = Runner { context: context.clone() };
             async move { Ok(Actor::spawn_linked(None, runner, args, supervisor).await?.0.get_cell()) }
         })
@@ -74,7 +75,7 @@ fn manager(config: &PoolConfig, current: Current) -> ChildSpec {
         async move {
             let (manager, _join) =
                 Actor::spawn_linked(None, PoolManager { max_queue, runners }, (), supervisor).await?;
-            current.send_replace(Some(manager.clone()));
+            current.set(Some(manager.clone()));
             Ok(manager.get_cell())
         }
     })

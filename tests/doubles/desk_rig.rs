@@ -17,7 +17,8 @@ use janebot::pool::{JobEvent, PoolHandle, PoolMsg, RunEnd, RunReport, Ticket};
 use janebot::sprites::CheckpointId;
 use janebot::world::World;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{mpsc, watch};
+use janebot::supervise::current::{self, Publisher};
+use tokio::sync::mpsc;
 
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(900);
 pub const RUN_TIMEOUT: Duration = Duration::from_secs(600);
@@ -46,8 +47,8 @@ pub struct Rig {
     pub world: World,
     pub debts: Debts,
     pub pool: mpsc::UnboundedReceiver<PoolMsg>,
-    pub pool_actor: watch::Sender<Option<ActorRef<PoolMsg>>>,
-    pub desk_actor: watch::Sender<Option<ActorRef<DeskMsg>>>,
+    pub pool_actor: Publisher<Option<ActorRef<PoolMsg>>>,
+    pub desk_actor: Publisher<Option<ActorRef<DeskMsg>>>,
     settings: Arc<Settings>,
     messages: u32,
 }
@@ -109,8 +110,8 @@ impl Rig {
         });
         let (to_test, pool) = mpsc::unbounded_channel();
         let (played, _) = Actor::spawn(None, PlayedPool(to_test), ()).await.unwrap();
-        let (pool_actor, _) = watch::channel(Some(played));
-        let (desk_actor, current) = watch::channel(None);
+        let (pool_actor, _) = current::channel(Some(played));
+        let (desk_actor, current) = current::channel(None);
         let debts = Debts::default();
         let desk = DeskHandle::new(current, debts.clone(), world.clone(), AgentKind::Amp);
         let rig = Self { desk, journal, world, debts, pool, pool_actor, desk_actor, settings, messages: 0 };
@@ -121,17 +122,17 @@ impl Rig {
     pub async fn start_desk(&self) {
         let desk = Desk {
             journal: self.journal.clone(),
-            pool: PoolHandle::new(self.pool_actor.subscribe()),
+            pool: PoolHandle::new(self.pool_actor.follow()),
             world: self.world.clone(),
             settings: self.settings.clone(),
             debts: self.debts.clone(),
         };
         let (actor, _) = Actor::spawn(None, desk, ()).await.unwrap();
-        self.desk_actor.send_replace(Some(actor));
+        self.desk_actor.set(Some(actor));
     }
 
     pub fn desk_ref(&self) -> ActorRef<DeskMsg> {
-        self.desk_actor.borrow().clone().unwrap()
+        self.desk_actor.follow().get().unwrap()
     }
 
     pub fn message(&mut self, conversation: &str, text: &str) -> (Inbound, Told) {

@@ -10,7 +10,6 @@ use janebot::pool::{JobEvent, PoolHandle, PoolMsg, PoolStatus, RunEnd, RunReport
 use janebot::sprites::CheckpointId;
 use janebot::supervise::{ChildSpec, RestartPolicy};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 struct ScriptedPool {
@@ -53,13 +52,13 @@ impl Actor for ScriptedPool {
 
 /// The pool as a child, and the way to it. A step of a run takes `pace`.
 pub fn child(pace: Duration) -> (ChildSpec, PoolHandle) {
-    let (current, handle) = watch::channel(None);
+    let (current, handle) = janebot::supervise::current::channel(None);
     let current = Arc::new(current);
     let spec = ChildSpec::new("scripted pool", RestartPolicy::ESSENTIAL, move |root| {
         let current = current.clone();
         async move {
             let (pool, _) = Actor::spawn_linked(None, ScriptedPool { pace }, (), root).await?;
-            current.send_replace(Some(pool.clone()));
+            current.set(Some(pool.clone()));
             Ok(pool.get_cell())
         }
     });

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use ractor::{Actor, ActorCell, ActorRef};
-use tokio::sync::watch;
 
 use janebot::config::{AccessConfig, AgentKind, AgentsConfig, ClaudeConfig, PoolConfig};
 use janebot::desk::admission::Settings;
@@ -20,6 +19,7 @@ use janebot::pool::PoolHandle;
 use janebot::pool::supervisor::{self, PoolParts};
 use janebot::runner::build::{BuildPlan, Program};
 use janebot::sprites::NetworkPolicy;
+use janebot::supervise::current::{self, Publisher};
 use janebot::supervise::{self, Supervisor};
 use janebot::world::World;
 
@@ -34,7 +34,7 @@ pub struct Process {
     pub pool: PoolHandle,
     pub sprites: MemorySprites,
     root: ActorRef<supervise::Msg>,
-    plan: watch::Sender<Arc<BuildPlan>>,
+    plan: Publisher<Arc<BuildPlan>>,
 }
 
 /// A build plan of the given generation.
@@ -82,7 +82,7 @@ impl Process {
             max_queue: 100,
             extra_hosts: BTreeSet::new(),
         };
-        let (plan, plans) = watch::channel(plan(generation));
+        let (plan, plans) = current::channel(plan(generation));
         let parts = PoolParts {
             sprites: sprites.clone(),
             journal: journal.clone(),
@@ -129,7 +129,7 @@ impl Process {
 
     /// Wants another build generation.
     pub fn refresh(&self, generation: u32) {
-        self.plan.send_replace(plan(generation));
+        self.plan.set(plan(generation));
     }
 
     /// Whether every runner is idle and nothing waits.

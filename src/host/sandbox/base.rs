@@ -104,7 +104,11 @@ pub(super) fn prepare(setup: &Setup, owners: &Owners) -> io::Result<String> {
     }
     for part in ["up", "work", "root"] {
         let path = run.join(part);
-        fs::create_dir(&path)?;
+        match fs::create_dir(&path) {
+            // A run that goes on: its files stay, the rest is new.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && part == "up" => continue,
+            made => made?,
+        }
         own(&path)?;
     }
 

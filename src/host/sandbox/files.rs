@@ -199,7 +199,9 @@ fn entry(path: &Path, metadata: &Metadata) -> Value {
         () => "file",
     };
     let name = path.file_name().map_or_else(|| path.to_string_lossy(), |n| n.to_string_lossy());
-    let modified = jiff::Timestamp::new(metadata.mtime(), i32::try_from(metadata.mtime_nsec()).unwrap_or(0));
+    // Whole microseconds: Python before 3.11 can't read more digits.
+    let nanos = metadata.mtime_nsec() / 1000 * 1000;
+    let modified = jiff::Timestamp::new(metadata.mtime(), i32::try_from(nanos).unwrap_or(0));
     json!({
         "name": name,
         "path": path.to_string_lossy(),

@@ -1,0 +1,87 @@
+//! A running sandbox with its gateway: what programs of one sprite run in until it is stopped or dies.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use rustix::process::Signal;
+use tokio::sync::watch;
+
+use super::{Setup, StoreError};
+use crate::host::egress::{Gateway, SystemResolver};
+use crate::host::sandbox::{Command, Process, Sandbox, SandboxError, SandboxSpec};
+use crate::sprites::NetworkPolicy;
+
+/// Ports on which allowed names are reached: HTTPS for all, HTTP for grants and package mirrors, SSH for git.
+pub const PORTS: [u16; 3] = [443, 80, 22];
+
+/// How long ending a program's tree may take. A full fork bomb takes a tenth of a second.
+const KILL_TIME: Duration = Duration::from_secs(5);
+
+pub struct Machine {
+    name: String,
+    /// The run's folder below the sprite's.
+    pub run: String,
+    sandbox: Sandbox,
+    /// Serves the network until the machine is dropped; absent without isolation.
+    _gateway: Option<Gateway>,
+    /// Why it was stopped, when it was.
+    stopped: OnceLock<String>,
+}
+
+impl Machine {
+    pub async fn start(
+        spec: SandboxSpec,
+        setup: &Setup,
+        policy: watch::Receiver<NetworkPolicy>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let (name, run) = (spec.name.clone(), spec.run.clone());
+        let mut sandbox = Sandbox::start_with(&setup.exe, spec).await?;
+        let gateway = match sandbox.take_network() {
+            Some(fds) => {
+                let grants = setup.config.grants.clone().into();
+                let gateway = Gateway::start(&name, fds, policy, grants, Arc::new(SystemResolver));
+                Some(gateway.map_err(StoreError::disk("the sprite's network can't be served"))?)
+            }
+            None => None,
+        };
+        Ok(Arc::new(Self { name, run, sandbox, _gateway: gateway, stopped: OnceLock::new() }))
+    }
+
+    pub async fn spawn(&self, command: Command) -> Result<Process, SandboxError> {
+        self.sandbox.spawn(command).await
+    }
+
+    /// Signals a program's process group.
+    pub async fn signal(&self, pid: u32, signal: Signal) -> Result<(), SandboxError> {
+        self.sandbox.signal(pid, signal.as_raw()).await
+    }
+
+    /// Kills a program and all that it started; `Ok` when nothing of it is left.
+    pub async fn kill_tree(&self, pid: u32) -> Result<(), SandboxError> {
+        self.sandbox.kill_tree(pid, KILL_TIME).await
+    }
+
+    pub async fn resize(&self, pid: u32, cols: u16, rows: u16) -> Result<(), SandboxError> {
+        self.sandbox.resize(pid, rows, cols).await
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.stopped.get().is_none() && self.sandbox.exited().now_or_never().is_none()
+    }
+
+    /// Ends everything inside; when this returns without an error, nothing of it runs. `reason` is told to those whose
+    /// programs ended by it.
+    pub async fn stop(&self, reason: &str) -> Result<(), SandboxError> {
+        // The first reason stays.
+        let _ = self.stopped.set(reason.to_owned());
+        self.sandbox.kill().await
+    }
+
+    /// Why everything inside ended, once it did.
+    pub async fn why_gone(&self) -> String {
+        self.sandbox.exited().await;
+        let reason = self.sandbox.death().or_else(|| self.stopped.get().cloned());
+        reason.unwrap_or_else(|| format!("the sandbox of sprite {} ended unexpectedly", self.name))
+    }
+}
