@@ -270,9 +270,9 @@ async fn a_running_job_is_cancelled_with_what_was_verified() {
     told.accepted().await;
     rig.cancel(conversation("c")).await;
     ticket.cancel.cancelled().await;
-    finish(&ticket, RunEnd::Cancelled { verified: "All its processes are gone.".into() });
+    finish(&ticket, RunEnd::Cancelled { verified: "all its processes are gone".into() });
     let report = told.ended().await;
-    assert_eq!(report.outcome, Outcome::Cancelled { message: "Cancelled. All its processes are gone.".into() });
+    assert_eq!(report.outcome, Outcome::Cancelled { message: "Cancelled: all its processes are gone.".into() });
 }
 
 #[tokio::test(start_paused = true)]

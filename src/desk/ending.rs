@@ -103,9 +103,10 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             );
             (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
         }
-        RunEnd::Cancelled { verified } => {
-            (Outcome::Cancelled { message: format!("Cancelled. {verified}") }, Details::default())
-        }
+        RunEnd::Cancelled { verified } => (
+            Outcome::Cancelled { message: format!("Cancelled: {}.", verified.trim_end_matches('.')) },
+            Details::default(),
+        ),
         RunEnd::OutcomeUnknown { message } => {
             let message = format!(
                 "The connection to the agent's machine was lost while it ran ({message}). What it did until then outside the machine is not known: look before you send this again (job {job})."
@@ -310,7 +311,7 @@ mod tests {
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
             (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
             (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
-            (RunEnd::Cancelled { verified: "All gone.".into() }, "cancelled", None, &["Cancelled. All gone."]),
+            (RunEnd::Cancelled { verified: "all gone".into() }, "cancelled", None, &["Cancelled: all gone."]),
             (
                 RunEnd::OutcomeUnknown { message: "reset".into() },
                 "failed",
