@@ -3,7 +3,7 @@
 //! Where the machine can't isolate, the program refuses to start with status 2, and these tests are skipped.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -83,6 +83,24 @@ fn the_agents_files_are_saved_where_they_are_wanted() {
     let files = object["files"].as_array().unwrap();
     assert!(files.iter().all(|file| file["path"].as_str().is_some_and(|path| Path::new(path).is_file())), "{out}");
     assert_eq!(files.len(), 2, "{out}");
+}
+
+#[test]
+fn a_chat_answers_line_by_line_and_ends_with_its_input() {
+    let data = tempfile::tempdir().unwrap();
+    let mut child = janebot(data.path(), &["chat"]).stdin(Stdio::piped()).spawn().unwrap();
+    // The input's end is the pipe's, which is closed when this statement ends.
+    child.stdin.take().unwrap().write_all(b"echo first\n/agent amp\n/status\necho second\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    if output.status.code() == Some(2) {
+        println!("skipped: {err}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+    let place = |part: &str| out.find(part).unwrap_or_else(|| panic!("no {part:?} in {out}"));
+    let places = ["/help", "first\n✓ shell", "set AMP_API_KEY", "waiting for a runner\n", "second\n✓ shell"].map(place);
+    assert!(places.is_sorted(), "{out}");
 }
 
 #[test]
