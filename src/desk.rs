@@ -279,7 +279,7 @@ impl<J: Journal> Desk<J> {
             }
             Ok(Accepted::Known(known)) => {
                 tracing::info!(job = %known, "a message came again");
-                self.debts.cancel(job, Reply::Accepted { job: known });
+                self.debts.strike_out(job, Reply::Accepted { job: known });
             }
             Err(error) => {
                 tracing::error!(%job, %error, "a message could not be recorded");

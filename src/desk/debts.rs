@@ -72,7 +72,7 @@ impl Debts {
     }
 
     /// Strikes out a debt that another job pays: the message had been heard before.
-    pub fn cancel(&self, job: &JobId, instead: Reply) {
+    pub fn strike_out(&self, job: &JobId, instead: Reply) {
         let debt = self.book().owed.remove(job);
         if let Some(debt) = debt {
             debt.replies.reply(instead);
