@@ -1,6 +1,7 @@
 //! The service as a whole: builds the tree of actors, is the way in for the command line, and stops it in order.
 
-use std::path::PathBuf;
+pub mod machines;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,11 @@ use crate::desk::{self, Desk, DeskStatus, Target};
 use crate::job::RequesterId;
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::{Journal, JournalError};
-use crate::pool::{PoolHandle, PoolStatus};
+use crate::pool::supervisor::PoolParts;
+use crate::pool::{self, PoolHandle, PoolStatus};
+use crate::runner::build::BuildPlan;
+use crate::supervise::current::{self, Publisher};
+use machines::Machines;
 use crate::supervise::{self, ChildSpec, Supervisor};
 use crate::world::World;
 
@@ -26,6 +31,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The running service.
 pub struct App {
+    /// Outlives the actors, whose last calls go there.
+    machines: Option<Machines>,
+    /// Kept so that the runners go on following it.
+    plans: Option<Publisher<Arc<BuildPlan>>>,
     root: ActorRef<supervise::Msg>,
     desk: DeskHandle,
     pool: PoolHandle,
@@ -42,26 +51,6 @@ pub struct Parts<J> {
     /// Started before the desk, in this order, and stopped after it; the pool is among them.
     pub children: Vec<ChildSpec>,
     pub pool: PoolHandle,
-}
-
-/// The embedded host, serving on its own.
-pub struct Machines {
-    pub url: String,
-    /// Readable by this user alone.
-    pub token_file: PathBuf,
-}
-
-impl Machines {
-    pub async fn stop(self) {}
-}
-
-/// Starts the embedded host without the rest of the service.
-///
-/// # Errors
-/// When this machine can't isolate as configured, or the address is taken.
-pub async fn serve_machines(config: &Config, world: &World) -> Result<Machines, StartError> {
-    let _ = (config, world);
-    Err(StartError::Machines("the machines are not connected yet".into()))
 }
 
 /// Why the service did not start. Messages say what to do.
@@ -81,9 +70,23 @@ impl App {
     /// # Errors
     /// When it can't do its work so, which leaves nothing running.
     pub async fn start(config: &Config, world: World) -> Result<Self, StartError> {
-        let _journal = SqliteJournal::open(&config.journal_path).await?;
-        let _ = world;
-        Err(StartError::Machines("the machines are not connected yet".into()))
+        let journal = SqliteJournal::open(&config.journal_path).await?;
+        let deployment = journal.deployment_id().await?;
+        let machines = Machines::connect(config, &world).await?;
+        machines.try_out(&config.pool.prefix, &deployment, &world).await?;
+        let plan = machines::plan(config, machines.isolation);
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
+        }
+        let (plans, plan) = current::channel(Arc::new(plan));
+        let parts = PoolParts { sprites: machines.sprites.clone(), journal: journal.clone(), world: world.clone(), deployment, plan };
+        let (pool_child, pool) = pool::supervisor::child(config.pool.clone(), parts);
+        let settings = Settings::of(config);
+        let parts = Parts { journal, world, settings, children: vec![pool_child], pool };
+        let mut app = Self::assemble(parts).await?;
+        app.machines = Some(machines);
+        app.plans = Some(plans);
+        Ok(app)
     }
 
     /// Puts the service together: ends what an earlier process left open, then starts the tree.
@@ -105,7 +108,7 @@ impl App {
         let supervisor = Supervisor { name: "root", world: world.clone() };
         let (root, _join) =
             Actor::spawn(None, supervisor, children).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        Ok(Self { root, desk, pool, settings, world, interrupted })
+        Ok(Self { machines: None, plans: None, root, desk, pool, settings, world, interrupted })
     }
 
     /// Hands in a message; its replies tell what becomes of it.
@@ -155,5 +158,8 @@ impl App {
         self.root.stop(None);
         // It has nothing left to stop; whatever hangs is killed with it.
         let _ = timeout(Duration::from_secs(1), self.root.wait(None)).await;
+        if let Some(machines) = self.machines {
+            machines.stop().await;
+        }
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::time::Instant;
 
-use crate::app::{App, StartError, serve_machines};
+use crate::app::machines::Machines;
+use crate::app::{App, StartError};
 use crate::chat::terminal::ask::{self, Form, note};
 use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
 use crate::config::{self, Config};
@@ -239,15 +240,15 @@ async fn terminal(command: Terminal, config: &Config, world: World, interrupts: 
 }
 
 async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
-    let machines = match serve_machines(config, &world).await {
-        Ok(machines) => machines,
+    let (machines, token_file) = match Machines::serve_alone(config, &world).await {
+        Ok(served) => served,
         Err(error @ (StartError::Journal(_) | StartError::Actors(_) | StartError::Machines(_))) => {
             return complain(&error.to_string());
         }
     };
     println!("SPRITES_API_URL={}", machines.url);
-    println!("# The token is in {}:", machines.token_file.display());
-    println!("# export SPRITES_TOKEN=\"$(cat {})\"", machines.token_file.display());
+    println!("# The token is in {}:", token_file.display());
+    println!("# export SPRITES_TOKEN=\"$(cat {})\"", token_file.display());
     interrupts.next().await;
     machines.stop().await;
     Exit::Answered

@@ -13,8 +13,9 @@ pub mod ending;
 pub mod front;
 pub mod history;
 pub mod recovery;
+mod room;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,25 +23,29 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::chat::{Inbound, Reply};
 use crate::config::AgentKind;
-use crate::job::{ConversationId, JobId, JobReport, Outcome, RequesterId};
-use crate::journal::{Accepted, JobRow, JobState, Journal, JournalError};
+use crate::job::{ConversationId, JobId, RequesterId};
+use crate::journal::{Accepted, Journal, JournalError};
 use crate::pool::PoolHandle;
 use crate::supervise::current;
 use crate::supervise::{ChildSpec, RestartPolicy};
 use crate::world::World;
-use admission::{Refusal, Settings, Situation};
+use admission::{Settings, Situation};
 use conversation::{Conversation, ConversationMsg};
 use debts::Debts;
 use ending::{Ended, JOURNAL_PATIENCE};
 use front::DeskHandle;
+use room::{Incarnation, Recording, Room};
 
 /// How long conversations may take to stop. They only drop what they hold.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two attempts to record what the journal did not take.
+const RECORD_LATE_AFTER: Duration = Duration::from_secs(5);
 
 /// A message on its way, under the id that its job or its refusal has.
 pub struct Hearing {
@@ -76,6 +81,10 @@ pub enum DeskMsg {
     Drain { deadline: Instant, reply: RpcReplyPort<usize> },
     /// Own timer: a drain's deadline has come.
     DrainOver,
+    /// Own timer: the journal may take now what it did not take before.
+    RecordLate,
+    /// Own task: it has taken it, or still does not.
+    RecordedLate,
     /// Anyone asks how things stand.
     Status(RpcReplyPort<DeskStatus>),
 }
@@ -120,32 +129,10 @@ pub struct State {
     /// Conversation actors that have not been seen to end, with the jobs each was given. Looked up, never walked.
     actors: HashMap<ActorId, Incarnation>,
     draining: Option<Vec<(Instant, RpcReplyPort<usize>)>>,
+    /// The timer or the task of recording what could not be recorded.
+    late: Option<AbortOnDropHandle<()>>,
     /// Outcomes that the desk itself records. Dropped, and so aborted, with the actor; the debts remain.
     settling: BTreeMap<JobId, AbortOnDropHandle<()>>,
-}
-
-/// What the desk keeps of a conversation.
-#[derive(Default)]
-struct Room {
-    actor: Option<ActorRef<ConversationMsg>>,
-    /// Messages given to `actor`.
-    given: u64,
-    /// Admitted messages in order of arrival; the first is being recorded. One at a time, so that the order stays.
-    recording: VecDeque<Recording>,
-    writing: Option<AbortOnDropHandle<()>>,
-    /// Jobs without an outcome, those in `recording` included.
-    open: BTreeSet<JobId>,
-}
-
-struct Recording {
-    hearing: Box<Hearing>,
-    /// Cancelled before it was recorded: the conversation is told right after the job.
-    cancelled_by: Option<RequesterId>,
-}
-
-struct Incarnation {
-    conversation: ConversationId,
-    jobs: BTreeSet<JobId>,
 }
 
 impl<J: Journal> Actor for Desk<J> {
@@ -154,12 +141,18 @@ impl<J: Journal> Actor for Desk<J> {
     type Arguments = ();
 
     async fn pre_start(&self, me: ActorRef<Self::Msg>, (): ()) -> Result<State, ActorProcessingErr> {
-        let mut st =
-            State { rooms: BTreeMap::new(), actors: HashMap::new(), draining: None, settling: BTreeMap::new() };
+        let mut st = State {
+            rooms: BTreeMap::new(),
+            actors: HashMap::new(),
+            draining: None,
+            late: None,
+            settling: BTreeMap::new(),
+        };
         // Owed by a desk that died: nobody else can still pay.
         for (job, _) in self.debts.all() {
             self.end_interrupted(&me, &mut st, &job);
         }
+        self.record_later(&me, &mut st);
         Ok(st)
     }
 
@@ -169,11 +162,16 @@ impl<J: Journal> Actor for Desk<J> {
             DeskMsg::Recorded { conversation, job, result } => {
                 self.on_recorded(&me, st, conversation, &job, result).await?
             }
-            DeskMsg::Ended { conversation, job } => self.on_ended(st, &conversation, &job),
+            DeskMsg::Ended { conversation, job } => self.on_ended(&me, st, &conversation, &job),
             DeskMsg::Quiet { conversation, who, seen } => Self::on_quiet(st, &conversation, who, seen),
             DeskMsg::Cancel { target, by, reply } => self.on_cancel(st, target, &by, reply),
             DeskMsg::Drain { deadline, reply } => self.on_drain(&me, st, deadline, reply),
             DeskMsg::DrainOver => self.answer_drains(st),
+            DeskMsg::RecordLate => self.on_record_late(&me, st),
+            DeskMsg::RecordedLate => {
+                st.late = None;
+                self.record_later(&me, st);
+            }
             DeskMsg::Status(reply) => self.on_status(st, reply),
         }
         Ok(())
@@ -203,9 +201,10 @@ impl<J: Journal> Actor for Desk<J> {
         let ended = self.debts.all().into_iter().map(|(job, debt)| {
             let outcome = ending::interrupted_somewhere(&job);
             let report = Ended::unrun(job, debt.agent, debt.heard_at).with(outcome, self.world.now());
-            async { self.debts.pay(ending::settle(&self.journal, report).await) }
+            async { self.debts.pay(ending::settle(&self.journal, &self.debts, report).await) }
         });
         futures_util::future::join_all(ended).await;
+        ending::record_late(&self.journal, &self.debts).await;
         Ok(())
     }
 }
@@ -225,7 +224,7 @@ impl<J: Journal> Desk<J> {
         match admission::admit(&hearing.inbound, &self.settings, situation) {
             Err(refusal) => {
                 tracing::info!(job = %hearing.job, reason = refusal.reason.code(), "refused a message");
-                self.debts.pay(refused(&hearing, refusal, &self.settings, &self.world));
+                self.debts.pay(hearing.refused(refusal, self.world.now()));
                 self.answer_drains_if_done(st);
             }
             Ok(agent) => {
@@ -245,24 +244,7 @@ impl<J: Journal> Desk<J> {
     /// Writes the first message of the queue to the journal.
     fn record_next(&self, me: &ActorRef<DeskMsg>, room: &mut Room) {
         room.writing = room.recording.front().map(|Recording { hearing, .. }| {
-            let Hearing { job, inbound, agent, .. } = &**hearing;
-            let row = JobRow {
-                job: job.clone(),
-                message_key: inbound.key.clone(),
-                requester: inbound.requester.clone(),
-                channel: inbound.channel.clone(),
-                conversation: inbound.conversation.clone(),
-                agent: agent.name().to_owned(),
-                prompt: inbound.text.clone(),
-                state: JobState::Accepted,
-                runner: None,
-                accepted_at: self.world.now(),
-                started_at: None,
-                ended_at: None,
-                outcome: None,
-                timings: None,
-                receipt: None,
-            };
+            let row = hearing.row(self.world.now());
             let (journal, me) = (self.journal.clone(), me.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let written = AssertUnwindSafe(timeout(JOURNAL_PATIENCE, journal.accept(&row))).catch_unwind().await;
@@ -297,7 +279,7 @@ impl<J: Journal> Desk<J> {
             }
             Ok(Accepted::Known(known)) => {
                 tracing::info!(job = %known, "a message came again");
-                self.debts.cancel(job, Reply::Accepted { job: known });
+                self.debts.strike_out(job, Reply::Accepted { job: known });
             }
             Err(error) => {
                 tracing::error!(%job, %error, "a message could not be recorded");
@@ -305,7 +287,7 @@ impl<J: Journal> Desk<J> {
                 self.debts.pay(ended.with(ending::not_recorded(job, &error), self.world.now()));
             }
         }
-        self.on_ended(st, &conversation, job);
+        self.on_ended(me, st, &conversation, job);
         Ok(())
     }
 
@@ -371,7 +353,7 @@ impl<J: Journal> Desk<J> {
         }
     }
 
-    fn on_ended(&self, st: &mut State, conversation: &ConversationId, job: &JobId) {
+    fn on_ended(&self, me: &ActorRef<DeskMsg>, st: &mut State, conversation: &ConversationId, job: &JobId) {
         st.settling.remove(job);
         if let Some(room) = st.rooms.get_mut(conversation) {
             room.open.remove(job);
@@ -382,7 +364,28 @@ impl<J: Journal> Desk<J> {
             }
             Self::forget_if_empty(st, conversation);
         }
+        self.record_later(me, st);
         self.answer_drains_if_done(st);
+    }
+
+    /// Sees to it that the journal gets what it could not take, as long as there is something.
+    fn record_later(&self, me: &ActorRef<DeskMsg>, st: &mut State) {
+        if st.late.is_none() && !self.debts.all_recorded() {
+            let me = me.clone();
+            st.late = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                sleep(RECORD_LATE_AFTER).await;
+                let _ = me.cast(DeskMsg::RecordLate);
+            })));
+        }
+    }
+
+    fn on_record_late(&self, me: &ActorRef<DeskMsg>, st: &mut State) {
+        let (journal, debts, me) = (self.journal.clone(), self.debts.clone(), me.clone());
+        st.late = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            // After a panic it is tried again like after an error.
+            let _ = AssertUnwindSafe(ending::record_late(&journal, &debts)).catch_unwind().await;
+            let _ = me.cast(DeskMsg::RecordedLate);
+        })));
     }
 
     /// Lets an idle conversation go, unless it was given a message in the meantime.
@@ -455,7 +458,7 @@ impl<J: Journal> Desk<J> {
         let (journal, debts, me) = (self.journal.clone(), self.debts.clone(), me.clone());
         let task = tokio::spawn(async move {
             let (job, spare) = (report.job.clone(), report.clone());
-            let settled = AssertUnwindSafe(ending::settle(&journal, report)).catch_unwind().await;
+            let settled = AssertUnwindSafe(ending::settle(&journal, &debts, report)).catch_unwind().await;
             debts.pay(settled.unwrap_or(spare));
             let _ = me.cast(DeskMsg::Ended { conversation: debt.conversation, job });
         });
@@ -489,11 +492,4 @@ impl<J: Journal> Desk<J> {
             }
         }
     }
-}
-
-/// The report of a message that became no job.
-fn refused(hearing: &Hearing, refusal: Refusal, settings: &Settings, world: &World) -> JobReport {
-    let agent = hearing.inbound.agent.clone().unwrap_or_else(|| settings.default_agent.name().to_owned());
-    let outcome = Outcome::Refused { reason: refusal.reason, message: refusal.message };
-    Ended::unrun(hearing.job.clone(), agent, hearing.heard_at).with(outcome, world.now())
 }

@@ -5,6 +5,7 @@
 //! never a job.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
@@ -56,7 +57,7 @@ pub fn start(
     let quiet = "ractor=warn,hyper=warn,h2=warn,tonic=warn,reqwest=warn,opentelemetry=warn,sqlx=warn,rustls=warn";
     let filter = EnvFilter::try_new(format!("{level},{quiet}"))
         .map_err(|error| TelemetryError::Level { level: level.to_owned(), message: error.to_string() })?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let logs: Box<dyn Layer<_> + Send + Sync> = match format {
         LogFormat::Human => logs.with_target(false).compact().with_filter(filter).boxed(),
         LogFormat::Json => logs.json().with_filter(filter).boxed(),

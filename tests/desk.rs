@@ -217,7 +217,7 @@ async fn what_can_not_be_recorded_is_not_run_and_the_next_message_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_can_not_be_recorded_is_told_with_a_note() {
+async fn an_answer_that_can_not_be_recorded_is_told_with_a_note_and_recorded_when_the_journal_works_again() {
     let mut rig = Rig::new().await;
     let mut told = rig.send("c", "one").await;
     let ticket = rig.ticket().await;
@@ -226,6 +226,13 @@ async fn an_answer_that_can_not_be_recorded_is_told_with_a_note() {
     let report = told.ended().await;
     assert_eq!(report.outcome, answered("hi"));
     assert!(report.notes.iter().any(|note| note.contains("could not be recorded")), "{:?}", report.notes);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(rig.journal.open_jobs().await.unwrap().len(), 1, "the journal still fails");
+    rig.journal.heal();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let row = rig.journal.job(&report.job).await.unwrap().unwrap();
+    assert_eq!((row.outcome, row.ended_at), (Some(answered("hi")), Some(report.ended_at)));
+    assert!(rig.debts.all_recorded());
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,9 +270,9 @@ async fn a_running_job_is_cancelled_with_what_was_verified() {
     told.accepted().await;
     rig.cancel(conversation("c")).await;
     ticket.cancel.cancelled().await;
-    finish(&ticket, RunEnd::Cancelled { verified: "All its processes are gone.".into() });
+    finish(&ticket, RunEnd::Cancelled { verified: "all its processes are gone".into() });
     let report = told.ended().await;
-    assert_eq!(report.outcome, Outcome::Cancelled { message: "Cancelled. All its processes are gone.".into() });
+    assert_eq!(report.outcome, Outcome::Cancelled { message: "Cancelled: all its processes are gone.".into() });
 }
 
 #[tokio::test(start_paused = true)]

@@ -201,6 +201,11 @@ async fn jobs_are_listed_by_age(journal: impl Journal) {
     assert_eq!(names(journal.open_jobs().await.unwrap()), "d b a");
     assert_eq!(names(journal.recent_jobs(3).await.unwrap()), "a b c");
     assert_eq!(names(journal.recent_jobs(0).await.unwrap()), "");
+    let elsewhere = JobRow { conversation: ConversationId::new("slack:C2/1"), ..job("e") };
+    journal.accept(&elsewhere).await.unwrap();
+    assert_eq!(names(journal.conversation_jobs(&job("a").conversation, 3).await.unwrap()), "a b c");
+    assert_eq!(names(journal.conversation_jobs(&elsewhere.conversation, 3).await.unwrap()), "e");
+    assert_eq!(names(journal.conversation_jobs(&ConversationId::new("slack:C3/1"), 3).await.unwrap()), "");
 }
 
 async fn a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it(journal: impl Journal) {

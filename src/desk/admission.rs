@@ -133,25 +133,17 @@ fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(), Refusal>
     if is_terminal(&inbound.requester) {
         return Ok(());
     }
-    if !listed(&access.users, inbound.requester.as_str()) {
-        return refuse(
-            RefuseReason::NotAllowed,
-            format!(
-                "You may not use janebot: ask its operator to add {} to ALLOWED_USER_IDS.",
-                platform_id(inbound.requester.as_str())
-            ),
-        );
+    let (user, channel) = (inbound.requester.as_str(), inbound.channel.as_str());
+    if listed(&access.users, user) || listed(&access.channels, channel) {
+        return Ok(());
     }
-    if !listed(&access.channels, inbound.channel.as_str()) {
-        return refuse(
-            RefuseReason::NotAllowed,
-            format!(
-                "janebot may not be used here: ask its operator to add {} to ALLOWED_CHANNEL_IDS.",
-                platform_id(inbound.channel.as_str())
-            ),
-        );
-    }
-    Ok(())
+    let (user, channel) = (platform_id(user), platform_id(channel));
+    refuse(
+        RefuseReason::NotAllowed,
+        format!(
+            "You may not use janebot here: ask its operator to add you ({user}) to ALLOWED_USER_IDS, or this channel ({channel}) to ALLOWED_CHANNEL_IDS."
+        ),
+    )
 }
 
 /// Whether the message comes from whoever runs the process, who needs no permission.
@@ -223,17 +215,27 @@ mod tests {
         assert!(admit(&message("terminal:a", "hi", None), &nobody, QUIET).is_ok());
         let refusal = admit(&message("slack:U1", "hi", None), &nobody, QUIET).unwrap_err();
         assert_eq!(refusal.reason, RefuseReason::NotAllowed);
-        assert!(refusal.message.contains("add U1 to ALLOWED_USER_IDS"), "{}", refusal.message);
+        assert!(
+            refusal.message.contains("add you (U1) to ALLOWED_USER_IDS, or this channel (C1)"),
+            "{}",
+            refusal.message
+        );
     }
 
     #[test]
-    fn both_the_requester_and_the_channel_must_be_listed() {
-        let refusal = admit(&message("slack:U1", "hi", None), &settings(&["U1"], &["C2"]), QUIET).unwrap_err();
-        assert!(refusal.message.contains("add C1 to ALLOWED_CHANNEL_IDS"), "{}", refusal.message);
-        for (users, channels) in [(["U1"], ["C1"]), (["slack:U1"], ["slack:C1"])] {
-            assert!(admit(&message("slack:U1", "hi", None), &settings(&users, &channels), QUIET).is_ok());
+    fn a_listed_user_may_ask_anywhere_and_anybody_in_a_listed_channel() {
+        for (users, channels, allowed) in [
+            (["U1"], ["C9"], true),
+            (["slack:U1"], ["C9"], true),
+            (["U9"], ["C1"], true),
+            (["U9"], ["slack:C1"], true),
+            (["U9"], ["C9"], false),
+            (["discord:U1"], ["discord:C1"], false),
+            (["C1"], ["U1"], false),
+        ] {
+            let admitted = admit(&message("slack:U1", "hi", None), &settings(&users, &channels), QUIET);
+            assert_eq!(admitted.is_ok(), allowed, "{users:?} {channels:?}");
         }
-        assert!(admit(&message("discord:U1", "hi", None), &settings(&["slack:U1"], &["C1"]), QUIET).is_err());
     }
 
     #[test]

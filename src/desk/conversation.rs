@@ -423,10 +423,10 @@ impl<J: Journal> Conversation<J> {
 
     /// Records the outcome; it is told when the journal has it.
     fn settle(&self, me: &ActorRef<ConversationMsg>, st: &mut State, report: JobReport) {
-        let (journal, me, job) = (self.journal.clone(), me.clone(), report.job.clone());
+        let (journal, debts, me, job) = (self.journal.clone(), self.debts.clone(), me.clone(), report.job.clone());
         let spare = JobReport { files: Vec::new(), ..report.clone() };
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let settled = AssertUnwindSafe(ending::settle(&journal, report)).catch_unwind().await;
+            let settled = AssertUnwindSafe(ending::settle(&journal, &debts, report)).catch_unwind().await;
             let _ = me.cast(ConversationMsg::Settled(Box::new(settled.unwrap_or(spare))));
         }));
         st.settling.insert(job, task);

@@ -11,9 +11,20 @@ use tokio::time::Instant;
 use crate::chat::{Inbound, Replies, Reply};
 use crate::job::{ConversationId, JobId, JobReport};
 
+/// Told outcomes that wait for the journal. More come together only when it is gone for good, and then a restart
+/// calls these jobs interrupted.
+const MAX_UNRECORDED: usize = 10_000;
+
 /// The book of debts. Clones are the same book.
 #[derive(Clone, Default)]
-pub struct Debts(Arc<Mutex<BTreeMap<JobId, Debt>>>);
+pub struct Debts(Arc<Mutex<Book>>);
+
+#[derive(Default)]
+struct Book {
+    owed: BTreeMap<JobId, Debt>,
+    /// Owed to the journal: outcomes that their users know and it does not. Without files.
+    unrecorded: BTreeMap<JobId, JobReport>,
+}
 
 /// One message that has no outcome yet.
 #[derive(Clone)]
@@ -34,12 +45,12 @@ impl Debts {
             heard_at,
             replies: inbound.replies.clone(),
         };
-        self.book().insert(job.clone(), debt);
+        self.book().owed.insert(job.clone(), debt);
     }
 
     /// Notes the profile that the job was admitted with.
     pub fn admitted(&self, job: &JobId, agent: &str) {
-        if let Some(debt) = self.book().get_mut(job) {
+        if let Some(debt) = self.book().owed.get_mut(job) {
             agent.clone_into(&mut debt.agent);
         }
     }
@@ -54,15 +65,15 @@ impl Debts {
 
     /// Tells the outcome, unless somebody did before.
     pub fn pay(&self, report: JobReport) {
-        let debt = self.book().remove(&report.job);
+        let debt = self.book().owed.remove(&report.job);
         if let Some(debt) = debt {
             debt.replies.reply(Reply::Ended(Box::new(report)));
         }
     }
 
     /// Strikes out a debt that another job pays: the message had been heard before.
-    pub fn cancel(&self, job: &JobId, instead: Reply) {
-        let debt = self.book().remove(job);
+    pub fn strike_out(&self, job: &JobId, instead: Reply) {
+        let debt = self.book().owed.remove(job);
         if let Some(debt) = debt {
             debt.replies.reply(instead);
         }
@@ -70,28 +81,50 @@ impl Debts {
 
     /// Strikes out a debt whose message came back to its sender.
     pub fn withdraw(&self, job: &JobId) {
-        self.book().remove(job);
+        self.book().owed.remove(job);
     }
 
     pub fn get(&self, job: &JobId) -> Option<Debt> {
-        self.book().get(job).cloned()
+        self.book().owed.get(job).cloned()
     }
 
     /// All debts, oldest first.
     pub fn all(&self) -> Vec<(JobId, Debt)> {
-        self.book().iter().map(|(job, debt)| (job.clone(), debt.clone())).collect()
+        self.book().owed.iter().map(|(job, debt)| (job.clone(), debt.clone())).collect()
     }
 
     pub fn len(&self) -> usize {
-        self.book().len()
+        self.book().owed.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.book().is_empty()
+        self.book().owed.is_empty()
+    }
+
+    /// Keeps an outcome for when the journal works again.
+    pub fn keep_unrecorded(&self, report: &JobReport) {
+        let mut book = self.book();
+        if book.unrecorded.len() < MAX_UNRECORDED {
+            let report = JobReport { files: Vec::new(), ..report.clone() };
+            book.unrecorded.insert(report.job.clone(), report);
+        }
+    }
+
+    /// The outcomes that the journal does not have, oldest first.
+    pub fn unrecorded(&self) -> Vec<JobReport> {
+        self.book().unrecorded.values().cloned().collect()
+    }
+
+    pub fn forget_unrecorded(&self, job: &JobId) {
+        self.book().unrecorded.remove(job);
+    }
+
+    pub fn all_recorded(&self) -> bool {
+        self.book().unrecorded.is_empty()
     }
 
     /// Nothing that runs under the lock can leave the book half-written, so a poisoned lock is as good as any.
-    fn book(&self) -> MutexGuard<'_, BTreeMap<JobId, Debt>> {
+    fn book(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

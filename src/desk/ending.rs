@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
+use super::debts::Debts;
 use crate::agent::{AgentResult, Details};
 use crate::job::{FailReason, JobId, JobReport, Outcome, RefuseReason, RequesterId, Timings};
 use crate::journal::{Journal, JournalError};
@@ -102,9 +103,10 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             );
             (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
         }
-        RunEnd::Cancelled { verified } => {
-            (Outcome::Cancelled { message: format!("Cancelled. {verified}") }, Details::default())
-        }
+        RunEnd::Cancelled { verified } => (
+            Outcome::Cancelled { message: format!("Cancelled: {}.", verified.trim_end_matches('.')) },
+            Details::default(),
+        ),
         RunEnd::OutcomeUnknown { message } => {
             let message = format!(
                 "The connection to the agent's machine was lost while it ran ({message}). What it did until then outside the machine is not known: look before you send this again (job {job})."
@@ -223,16 +225,46 @@ pub fn not_recorded(job: &JobId, error: &JournalError) -> Outcome {
 }
 
 /// Writes the outcome to the journal. An outcome that was recorded before wins over this one. When the journal fails,
-/// the report says so: the user is answered all the same.
-pub async fn settle<J: Journal>(journal: &J, mut report: JobReport) -> JobReport {
+/// the report says so, and the outcome is kept in `debts` to be recorded later: the user is answered all the same.
+pub async fn settle<J: Journal>(journal: &J, debts: &Debts, mut report: JobReport) -> JobReport {
+    let problem = match record(journal, &report).await {
+        Ok(true) => return report,
+        Ok(false) => {
+            adopt_recorded(journal, &mut report).await;
+            return report;
+        }
+        Err(problem) => problem,
+    };
+    tracing::error!(job = %report.job, problem, "an outcome could not be recorded: trying again later");
+    debts.keep_unrecorded(&report);
+    report.notes.push(format!(
+        "This outcome could not be recorded yet ({problem}). Should janebot stop before it is, it will call the job interrupted."
+    ));
+    report
+}
+
+/// Writes the outcome to the journal, if nobody did before.
+async fn record<J: Journal>(journal: &J, report: &JobReport) -> Result<bool, String> {
     let end = journal.end(&report.job, &report.outcome, &report.timings, report.receipt.as_ref(), report.ended_at);
     match timeout(JOURNAL_PATIENCE, end).await {
-        Ok(Ok(true)) => {}
-        Ok(Ok(false)) => adopt_recorded(journal, &mut report).await,
-        Ok(Err(error)) => report.notes.push(unrecorded(&error.to_string())),
-        Err(_) => report.notes.push(unrecorded("the journal does not answer")),
+        Ok(Ok(first)) => Ok(first),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the journal does not answer".into()),
     }
-    report
+}
+
+/// Tries once more to record what could not be recorded. Stops at the first that the journal still does not take.
+pub async fn record_late<J: Journal>(journal: &J, debts: &Debts) {
+    for report in debts.unrecorded() {
+        match record(journal, &report).await {
+            Ok(_) => debts.forget_unrecorded(&report.job),
+            // A job that the journal never took has no row that could stay open.
+            Err(_) if matches!(timeout(JOURNAL_PATIENCE, journal.job(&report.job)).await, Ok(Ok(None))) => {
+                debts.forget_unrecorded(&report.job);
+            }
+            Err(_) => return,
+        }
+    }
 }
 
 async fn adopt_recorded<J: Journal>(journal: &J, report: &mut JobReport) {
@@ -244,10 +276,6 @@ async fn adopt_recorded<J: Journal>(journal: &J, report: &mut JobReport) {
         report.receipt = row.receipt;
         report.files.clear();
     }
-}
-
-fn unrecorded(error: &str) -> String {
-    format!("This outcome could not be recorded ({error}): after a restart janebot will call the job interrupted.")
 }
 
 #[cfg(test)]
@@ -283,7 +311,7 @@ mod tests {
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
             (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
             (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
-            (RunEnd::Cancelled { verified: "All gone.".into() }, "cancelled", None, &["Cancelled. All gone."]),
+            (RunEnd::Cancelled { verified: "all gone".into() }, "cancelled", None, &["Cancelled: all gone."]),
             (
                 RunEnd::OutcomeUnknown { message: "reset".into() },
                 "failed",

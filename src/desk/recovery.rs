@@ -45,7 +45,7 @@ pub async fn recover<J: Journal>(journal: &J, world: &World) -> journal::Result<
         let total_ms = ending::millis(age(row.accepted_at, now));
         let timings = Timings { total_ms, ..Timings::default() };
         if journal.end(&row.job, &outcome, &timings, row.receipt.as_ref(), now).await? {
-            tracing::warn!(job = %row.job, started, "a job was interrupted when janebot stopped");
+            tracing::info!(job = %row.job, started, "a job was interrupted when janebot stopped");
             ended.push(interrupted(row, started, now));
         }
     }

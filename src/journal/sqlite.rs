@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::refusal::{self, refused};
 use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
-use crate::job::{JobId, Outcome, Timings};
+use crate::job::{ConversationId, JobId, Outcome, Timings};
 use crate::pool::receipt::Receipt;
 
 /// A handle to the journal file; clones share it. The file is free for others when the last clone is gone.
@@ -194,6 +194,12 @@ impl Journal for SqliteJournal {
 
     async fn recent_jobs(&self, limit: u32) -> Result<Vec<JobRow>> {
         let rows = self.rows(sqlx::query("SELECT * FROM job ORDER BY seq DESC LIMIT ?").bind(limit)).await?;
+        rows.iter().map(|row| self.job_row(row)).collect()
+    }
+
+    async fn conversation_jobs(&self, conversation: &ConversationId, limit: u32) -> Result<Vec<JobRow>> {
+        let jobs = sqlx::query("SELECT * FROM job WHERE conversation = ? ORDER BY seq DESC LIMIT ?");
+        let rows = self.rows(jobs.bind(conversation.as_str()).bind(limit)).await?;
         rows.iter().map(|row| self.job_row(row)).collect()
     }
 

@@ -15,9 +15,9 @@ use janebot::journal::memory::MemoryJournal;
 use janebot::pool::receipt::Receipt;
 use janebot::pool::{JobEvent, PoolHandle, PoolMsg, RunEnd, RunReport, Ticket};
 use janebot::sprites::CheckpointId;
+use janebot::supervise::current::{self, Publisher};
 use janebot::world::World;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use janebot::supervise::current::{self, Publisher};
 use tokio::sync::mpsc;
 
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(900);

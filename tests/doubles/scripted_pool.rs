@@ -72,7 +72,7 @@ async fn play(ticket: Ticket, pace: Duration) {
         () = ticket.cancel.cancelled() => {
             sleep(pace / 2).await;
             tell(JobEvent::Finished(Box::new(report(
-                RunEnd::Cancelled { verified: "All processes of the agent are gone, seen on the machine.".into() },
+                RunEnd::Cancelled { verified: "all processes of the agent are gone".into() },
                 Vec::new(),
                 ticket.asked_at,
             ))));

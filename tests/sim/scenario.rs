@@ -138,7 +138,7 @@ impl Scenario {
             acts.push((within(60, 600), Act::Intrude(below(300))));
         }
         acts.sort_by_key(|(at, _)| *at);
-        let journal_faults = [0, 0, 0, 0, 0][below(5) as usize];
+        let journal_faults = [0, 0, 0, 5, 50][below(5) as usize];
         let runners = 1 + below(3) as usize;
         Self { world, faults, journal_faults, runners, acts, messages, has_intruder }
     }
