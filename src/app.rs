@@ -22,9 +22,9 @@ use crate::pool::supervisor::PoolParts;
 use crate::pool::{self, PoolHandle, PoolStatus};
 use crate::runner::build::BuildPlan;
 use crate::supervise::current::{self, Publisher};
-use machines::Machines;
 use crate::supervise::{self, ChildSpec, Supervisor};
 use crate::world::World;
+use machines::Machines;
 
 /// How long the tree may take to stop once its jobs have ended. Each child has a shorter time of its own.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -79,7 +79,13 @@ impl App {
             tracing::warn!("{warning}");
         }
         let (plans, plan) = current::channel(Arc::new(plan));
-        let parts = PoolParts { sprites: machines.sprites.clone(), journal: journal.clone(), world: world.clone(), deployment, plan };
+        let parts = PoolParts {
+            sprites: machines.sprites.clone(),
+            journal: journal.clone(),
+            world: world.clone(),
+            deployment,
+            plan,
+        };
         let (pool_child, pool) = pool::supervisor::child(config.pool.clone(), parts);
         let settings = Settings::of(config);
         let parts = Parts { journal, world, settings, children: vec![pool_child], pool };

@@ -62,12 +62,14 @@ impl Machines {
         let token = SecretString::from(world.token(32));
         let machines = Self::serve(host, token.clone(), world).await?;
         let file = host.state_dir.join(TOKEN_FILE);
-        keep_token(&file, &token).map_err(|error| StartError::Machines(format!("{} can't be written ({error})", file.display())))?;
+        keep_token(&file, &token)
+            .map_err(|error| StartError::Machines(format!("{} can't be written ({error})", file.display())))?;
         Ok((machines, file))
     }
 
     async fn serve(config: &HostConfig, token: SecretString, world: &World) -> Result<Self, StartError> {
-        let exe = std::env::current_exe().map_err(|error| StartError::Machines(format!("janebot does not find its own program ({error})")))?;
+        let exe = std::env::current_exe()
+            .map_err(|error| StartError::Machines(format!("janebot does not find its own program ({error})")))?;
         let host = Host::start(config.clone(), exe, token.clone(), world.clone())
             .await
             .map_err(|error| StartError::Machines(error.to_string()))?;
@@ -136,7 +138,9 @@ pub fn plan(config: &Config, isolation: &str) -> BuildPlan {
         hosts.extend(claude.hosts_needed());
     }
     if !versions.is_empty() {
-        warnings.push("the agent's API key is in the sprite while it runs, where the agent's programs can read it".to_owned());
+        warnings.push(
+            "the agent's API key is in the sprite while it runs, where the agent's programs can read it".to_owned(),
+        );
     }
     let fetch = fetch(agents.clone(), config.data_dir.join("agents"));
     BuildPlan::new(agents, NetworkPolicy::allow(hosts), versions, urls, isolation.to_owned(), warnings, fetch)
