@@ -91,12 +91,14 @@ impl Host {
             Lock::take(&dir).map_err(unusable)?.map_err(|holder| HostError::InUse { path: dir.clone(), holder })?;
         let isolation = config.isolation;
         let address = config.listen;
-        if isolation == Isolation::Full {
-            for line in
-                sandbox::probe(Some(&exe), &dir, config.rootfs.as_deref()).await.map_err(HostError::Isolation)?
-            {
-                tracing::info!("{line}");
+        match isolation {
+            Isolation::Full => {
+                let found = sandbox::probe(Some(&exe), &dir, config.rootfs.as_deref()).await;
+                found.map_err(HostError::Isolation)?.iter().for_each(|line| tracing::info!("{line}"));
             }
+            Isolation::Off => tracing::warn!(
+                "isolation is OFF: programs in sprites run as this user on this machine, and network policies do not hold"
+            ),
         }
         let store = Arc::new(Store::open(config, exe, world, lock).map_err(unusable)?);
         let listener = TcpListener::bind(address).await.map_err(|source| HostError::Listen { address, source })?;
