@@ -62,35 +62,18 @@ pub enum AgentEvent {
     Thread(String),
     /// It said something on the way (not the final answer).
     Says(String),
-    ToolStarted {
-        id: String,
-        name: String,
-        summary: String,
-    },
-    ToolEnded {
-        id: String,
-        is_error: bool,
-    },
+    ToolStarted { id: String, name: String, summary: String },
+    ToolEnded { id: String, is_error: bool },
 }
 
 /// How a run ended, as the agent's output tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AgentResult {
-    Answered {
-        answer: String,
-        details: Details,
-    },
+    Answered { answer: String, details: Details },
     /// The agent reported a failure, or `shell`'s script exited with a status other than zero.
-    Failed {
-        message: String,
-        answer_so_far: Option<String>,
-        details: Details,
-    },
+    Failed { message: String, answer_so_far: Option<String>, details: Details },
     /// No result: the infrastructure failed. `message` quotes the end of standard error and the exit status.
-    NoResult {
-        message: String,
-        details: Details,
-    },
+    NoResult { message: String, details: Details },
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

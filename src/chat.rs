@@ -37,13 +37,8 @@ pub trait Replies: Send + Sync {
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// The message is in the journal, as this job.
-    Accepted {
-        job: JobId,
-    },
-    Progress {
-        job: JobId,
-        progress: Progress,
-    },
+    Accepted { job: JobId },
+    Progress { job: JobId, progress: Progress },
     /// The one outcome. Nothing about this job follows. A message that was refused before it became a job has its
     /// report here too, under an id of its own.
     Ended(Box<JobReport>),
@@ -53,19 +48,12 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Waits for a runner with this many before it; `reason` says why none is free yet, as in `building`.
-    Queued {
-        ahead: usize,
-        reason: String,
-    },
+    Queued { ahead: usize, reason: String },
     /// Waits for an earlier message of its own conversation.
     Behind,
     /// Got a runner, which is being checked.
-    Checking {
-        runner: String,
-    },
+    Checking { runner: String },
     /// The agent runs; the text is what it does now, on one line, made harmless.
-    Working {
-        text: String,
-    },
+    Working { text: String },
     Cancelling,
 }

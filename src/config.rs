@@ -81,15 +81,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
-        Self {
-            memory: 2048 * MIB,
-            processes: 512,
-            disk: 4096 * MIB,
-            inodes: 400_000,
-            open_files: 4096,
-            output: 64 * MIB,
-            execs: 64,
-        }
+        Self { memory: 2048 * MIB, processes: 512, disk: 4096 * MIB, inodes: 400_000, open_files: 4096, output: 64 * MIB, execs: 64 }
     }
 }
 

@@ -24,13 +24,9 @@ pub enum JournalError {
     #[error("another janebot is running with the journal {path}: stop it, or give this one its own DATA_DIR")]
     InUse { path: String },
     /// Made by a newer version; opening it could damage it.
-    #[error(
-        "the journal {path} was written by a newer janebot (schema {found}, this one knows {known}): run that version, or give this one another DATABASE_URL"
-    )]
+    #[error("the journal {path} was written by a newer janebot (schema {found}, this one knows {known}): run that version, or give this one another DATABASE_URL")]
     Newer { path: String, found: i64, known: i64 },
-    #[error(
-        "the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one"
-    )]
+    #[error("the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one")]
     Corrupt { path: String, message: String },
     #[error("the journal {path} can't be opened ({message}): check that the folder exists and is writable")]
     Open { path: String, message: String },
@@ -118,25 +114,11 @@ pub trait Journal: Clone + Send + Sync + 'static {
     /// Records a prompt before it is acknowledged; the state of `row` is `Accepted`.
     fn accept(&self, row: &JobRow) -> impl Future<Output = Result<Accepted>> + Send;
     /// Records that `job` has the lease `fence` of `runner`, and marks the runner dirty, in one transaction.
-    fn lease(
-        &self,
-        job: &JobId,
-        runner: &str,
-        fence: u64,
-        canary: &str,
-        at: Timestamp,
-    ) -> impl Future<Output = Result<()>> + Send;
+    fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> impl Future<Output = Result<()>> + Send;
     /// Returns a job that never started to `Accepted` (the runner stays dirty).
     fn unlease(&self, job: &JobId) -> impl Future<Output = Result<()>> + Send;
     /// Records the outcome. The first one wins: `false` when the job had ended before.
-    fn end(
-        &self,
-        job: &JobId,
-        outcome: &Outcome,
-        timings: &Timings,
-        receipt: Option<&Receipt>,
-        at: Timestamp,
-    ) -> impl Future<Output = Result<bool>> + Send;
+    fn end(&self, job: &JobId, outcome: &Outcome, timings: &Timings, receipt: Option<&Receipt>, at: Timestamp) -> impl Future<Output = Result<bool>> + Send;
     fn job(&self, job: &JobId) -> impl Future<Output = Result<Option<JobRow>>> + Send;
     /// Jobs that have not ended, oldest first.
     fn open_jobs(&self) -> impl Future<Output = Result<Vec<JobRow>>> + Send;

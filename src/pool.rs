@@ -34,19 +34,12 @@ pub struct Ticket {
 #[derive(Debug)]
 pub enum JobEvent {
     /// Waits; `reason` says why no runner is free, as in `all runners are busy`.
-    Queued {
-        ahead: usize,
-        reason: &'static str,
-    },
+    Queued { ahead: usize, reason: &'static str },
     /// Got a runner, which is being checked. A runner that fails the check gives the ticket back to the front of the
     /// queue, so `Queued` and another `Granted` may follow.
-    Granted {
-        runner: String,
-    },
+    Granted { runner: String },
     /// The agent is about to start. From here on the job is never run again by itself.
-    Started {
-        receipt: Box<Receipt>,
-    },
+    Started { receipt: Box<Receipt> },
     Agent(AgentEvent),
     /// Last: it ran.
     Finished(Box<RunReport>),
@@ -83,24 +76,16 @@ pub enum RunEnd {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotStarted {
     /// `MAX_QUEUE` jobs wait already.
-    QueueFull {
-        limit: usize,
-    },
+    QueueFull { limit: usize },
     /// No runner came free in time; `reason` says what the runners were doing.
-    QueueTimeout {
-        reason: String,
-    },
+    QueueTimeout { reason: String },
     Cancelled,
     /// The service is stopping.
     Draining,
     /// Runner after runner failed before the agent could start; `message` is the last failure.
-    NoRunner {
-        message: String,
-    },
+    NoRunner { message: String },
     /// The lease could not be written to the journal.
-    Journal {
-        message: String,
-    },
+    Journal { message: String },
 }
 
 /// Messages of the pool-manager actor.

@@ -39,13 +39,7 @@ pub trait Sprites: Clone + Send + Sync + 'static {
     fn sessions(&self, name: &str) -> impl Future<Output = Result<Vec<SessionInfo>>> + Send;
     /// Signals a session's process group, and kills it when it is still there after `grace`. A session that is gone
     /// already is `Ok`.
-    fn kill(
-        &self,
-        name: &str,
-        session: &str,
-        signal: Signal,
-        grace: Duration,
-    ) -> impl Future<Output = Result<()>> + Send;
+    fn kill(&self, name: &str, session: &str, signal: Signal, grace: Duration) -> impl Future<Output = Result<()>> + Send;
 
     /// Freezes the sprite's files; returns the id only when the stream said `complete` and the list shows it.
     fn create_checkpoint(&self, name: &str, comment: &str) -> impl Future<Output = Result<CheckpointId>> + Send;
@@ -62,8 +56,7 @@ pub trait Sprites: Clone + Send + Sync + 'static {
     /// Reads a file of at most `limit` bytes; a longer one is [`SpritesError::TooLarge`].
     fn read_file(&self, name: &str, path: &str, limit: u64) -> impl Future<Output = Result<Bytes>> + Send;
     /// Lists a directory, with all below it when `recursive`.
-    fn list_files(&self, name: &str, path: &str, recursive: bool)
-    -> impl Future<Output = Result<Vec<FileInfo>>> + Send;
+    fn list_files(&self, name: &str, path: &str, recursive: bool) -> impl Future<Output = Result<Vec<FileInfo>>> + Send;
 }
 
 /// Why a call failed, in terms of what the caller can do. Text is for operators and never holds a secret.
@@ -251,8 +244,7 @@ pub struct CheckpointId(String);
 impl CheckpointId {
     /// `None` unless the text is a checkpoint id: letters, digits and hyphens.
     pub fn new(text: &str) -> Option<Self> {
-        let valid =
-            !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let valid = !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         valid.then(|| Self(text.to_owned()))
     }
     pub fn as_str(&self) -> &str {
@@ -298,14 +290,9 @@ impl NetworkPolicy {
 
     /// Only these names, in lower case, sorted, each once; with none, [`Self::deny_all`].
     pub fn allow<I: IntoIterator<Item = S>, S: AsRef<str>>(names: I) -> Self {
-        let names: std::collections::BTreeSet<String> =
-            names.into_iter().map(|n| n.as_ref().to_ascii_lowercase()).collect();
+        let names: std::collections::BTreeSet<String> = names.into_iter().map(|n| n.as_ref().to_ascii_lowercase()).collect();
         let mut policy = Self::deny_all();
-        policy.rules.extend(names.into_iter().map(|domain| PolicyRule {
-            domain: Some(domain),
-            include: None,
-            action: Some("allow".into()),
-        }));
+        policy.rules.extend(names.into_iter().map(|domain| PolicyRule { domain: Some(domain), include: None, action: Some("allow".into()) }));
         policy
     }
 }

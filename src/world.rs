@@ -19,11 +19,7 @@ pub struct World(Arc<Inner>);
 enum Inner {
     Real,
     /// Wall time advances with tokio's (paused) clock from a fixed start.
-    Seeded {
-        start: Timestamp,
-        began: tokio::time::Instant,
-        rng: Mutex<StdRng>,
-    },
+    Seeded { start: Timestamp, began: tokio::time::Instant, rng: Mutex<StdRng> },
 }
 
 impl World {
@@ -46,9 +42,7 @@ impl World {
     pub fn now(&self) -> Timestamp {
         match &*self.0 {
             Inner::Real => Timestamp::now(),
-            Inner::Seeded { start, began, .. } => {
-                *start + jiff::SignedDuration::try_from(began.elapsed()).unwrap_or_default()
-            }
+            Inner::Seeded { start, began, .. } => *start + jiff::SignedDuration::try_from(began.elapsed()).unwrap_or_default(),
         }
     }
 

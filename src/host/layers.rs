@@ -25,6 +25,9 @@ pub const MAX_CHAIN: usize = 64;
 const LAYERS: &str = "layers";
 const RUNS: &str = "runs";
 const TRASH: &str = "trash";
+/// Bytes of a path below which a directory is moved up before it is entered: the kernel takes paths of 4 KiB, and hostile
+/// programs can nest deeper, since each of their own steps is short.
+const DEEP: usize = 3000;
 /// What the service's own user needs on a directory to empty it.
 const OWNER_ALL: u32 = 0o700;
 
@@ -150,10 +153,11 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 
 /// Removes a tree that hostile programs have written, whatever the modes of its directories (overlayfs itself leaves one
 /// of mode 000). Nothing runs in it any more, so what was looked at stays what it is.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+pub(super) fn remove_tree(top: &Path) -> io::Result<()> {
     // A stack of its own instead of recursion: the depth is the choice of whoever wrote the tree.
-    let mut stack = vec![(path.to_path_buf(), false)];
-    while let Some((path, emptied)) = stack.pop() {
+    let mut stack = vec![(top.to_path_buf(), false)];
+    let mut moved = 0;
+    while let Some((mut path, emptied)) = stack.pop() {
         if emptied {
             fs::remove_dir(&path)?;
             continue;
@@ -168,6 +172,12 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
         }
         if metadata.mode() & OWNER_ALL != OWNER_ALL {
             fs::set_permissions(&path, fs::Permissions::from_mode(OWNER_ALL))?;
+        }
+        if path.as_os_str().len() > DEEP {
+            moved += 1;
+            let place = top.with_extension(format!("deep.{moved}"));
+            fs::rename(&path, &place)?;
+            path = place;
         }
         let children: Vec<PathBuf> = fs::read_dir(&path)?.map(|e| e.map(|e| e.path())).collect::<io::Result<_>>()?;
         stack.push((path, true));
@@ -201,6 +211,8 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     fn folder() -> tempfile::TempDir {
@@ -256,6 +268,21 @@ mod tests {
         empty_trash(dir.path()).unwrap();
         assert!(names(&dir.path().join(TRASH)).unwrap().is_empty());
         assert!(outside.path().join("precious").exists());
+    }
+
+    #[test]
+    fn a_tree_deeper_than_any_path_is_deleted() {
+        let dir = folder();
+        let run = written_run(dir.path());
+        let step = "d".repeat(200);
+        let mut at = rustix::fs::open(dir.path().join(&run).join("up"), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..60 {
+            rustix::fs::mkdirat(&at, &step, Mode::from_raw_mode(0o700)).unwrap();
+            at = rustix::fs::openat(&at, &step, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        discard(dir.path(), &run).unwrap();
+        empty_trash(dir.path()).unwrap();
+        assert!(names(&dir.path().join(TRASH)).unwrap().is_empty());
     }
 
     #[test]

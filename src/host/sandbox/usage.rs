@@ -16,6 +16,8 @@ pub(super) struct Disk {
     pub inodes: u64,
     /// Directories that the service may not look into: what is in them is not counted.
     pub closed: u64,
+    /// It goes deeper than a path can say, so that not all of it was counted.
+    pub too_deep: bool,
 }
 
 /// Walks what a run has written. Stops counting once it is over the limits: how far over does not matter.
@@ -27,6 +29,7 @@ pub(super) fn disk(root: &Path, max_bytes: u64, max_inodes: u64) -> Disk {
             Ok(entries) => entries,
             Err(e) => {
                 found.closed += u64::from(e.kind() == io::ErrorKind::PermissionDenied);
+                found.too_deep |= e.raw_os_error() == Some(libc::ENAMETOOLONG);
                 continue;
             }
         };
@@ -141,6 +144,8 @@ fn held_by_descriptors(pids: &[u32]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
@@ -160,6 +165,18 @@ mod tests {
             fs::create_dir(dir.path().join(n.to_string())).unwrap();
         }
         assert!(disk(dir.path(), u64::MAX, 5).inodes > 5);
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_to_be_counted_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let step = "d".repeat(200);
+        let mut at = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..30 {
+            rustix::fs::mkdirat(&at, &step, Mode::from_raw_mode(0o700)).unwrap();
+            at = rustix::fs::openat(&at, &step, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        assert!(disk(dir.path(), u64::MAX, u64::MAX).too_deep);
     }
 
     #[test]

@@ -103,6 +103,8 @@ fn disk_verdict(used: Disk, free: u64, limits: &Limits) -> Option<String> {
         Some(format!("out of disk: used more than {}", size(limits.disk)))
     } else if used.inodes > limits.inodes {
         Some(format!("out of disk: more than {} files and directories", limits.inodes))
+    } else if used.too_deep {
+        Some("its directories are nested too deeply to be measured".into())
     } else if free < DISK_FLOOR && used.bytes > BLAMELESS {
         Some(format!(
             "the machine is out of disk: {} are free, this sprite has written {}",
@@ -140,7 +142,7 @@ mod tests {
         assert_eq!(memory_verdict(2 << 30, u64::MAX, &limits), None);
         let verdict = memory_verdict(2_254_857_830, u64::MAX, &limits).unwrap();
         assert_eq!(verdict, "out of memory: used 2.1 GiB, limit 2 GiB");
-        let used = |bytes, inodes| Disk { bytes, inodes, closed: 0 };
+        let used = |bytes, inodes| Disk { bytes, inodes, ..Disk::default() };
         assert_eq!(disk_verdict(used(5 << 30, 1), u64::MAX, &limits).unwrap(), "out of disk: used more than 4 GiB");
         assert_eq!(
             disk_verdict(used(1, 11), u64::MAX, &limits).unwrap(),
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn a_full_machine_is_blamed_on_who_takes_much_only() {
         let limits = Limits::default();
-        let used = |bytes| Disk { bytes, inodes: 1, closed: 0 };
+        let used = |bytes| Disk { bytes, inodes: 1, ..Disk::default() };
         assert_eq!(memory_verdict(1 << 20, 0, &limits), None);
         assert!(memory_verdict(2000 << 20, 0, &limits).unwrap().contains("the machine is out of memory"));
         assert_eq!(disk_verdict(used(1 << 20), 0, &limits), None);
