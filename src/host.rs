@@ -1,9 +1,9 @@
 //! The embedded sprite host: serves the Sprites API on loopback from sandboxes of this machine.
 //!
-//! Parts, from the wire down: [`api`] (HTTP and WebSocket), [`store`] (sprites, checkpoints and policies on disk, and
-//! the life of each sprite), [`session`] (one running program and those who watch it), [`layers`] (the overlay layers
-//! that checkpoint and restore are made of), [`sandbox`] (one running sandbox: namespaces, init, exec), [`egress`] (the
-//! only way out). [`Host`] is the only part that the rest of the service sees.
+//! Parts, from the wire down: `api` (HTTP and WebSocket), `store` (sprites, checkpoints and policies on disk, and the
+//! life of each sprite), `session` (one running program and those who watch it), [`layers`] (the overlay layers that
+//! checkpoint and restore are made of), [`sandbox`] (one running sandbox: namespaces, init, exec), [`egress`] (the only
+//! way out). [`Host`] is the only part that the rest of the service sees.
 
 mod api;
 pub mod egress;
