@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use jiff::{Timestamp, Unit};
@@ -188,7 +189,8 @@ impl Meta {
     /// Replaces the file below `dir`, so that a crash at any moment leaves the old one or the new one.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let tmp = dir.join("meta.json.tmp");
-        let mut file = File::create(&tmp)?;
+        // The environment in it may be secret.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
         fs::rename(&tmp, dir.join(FILE))?;

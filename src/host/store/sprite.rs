@@ -192,14 +192,13 @@ impl Sprite {
     pub fn checkpoint(self: &Arc<Self>, comment: String) -> Result<JoinHandle<Result<String, StoreError>>, StoreError> {
         let sprite = self.clone();
         let exclusive = self.begin("checkpoint")?;
-        let doing = async move {
+        Ok(tokio::spawn(async move {
             let id = sprite.freeze(comment).await?;
-            // Whoever comes next need not wait for the start; should it fail, they learn why.
             drop(exclusive);
-            let _ = sprite.machine().await;
+            // Whoever comes next need not wait for the start; should it fail, they learn why.
+            tokio::spawn(async move { drop(sprite.machine().await) });
             Ok(id)
-        };
-        Ok(tokio::spawn(doing))
+        }))
     }
 
     async fn freeze(self: &Arc<Self>, comment: String) -> Result<String, StoreError> {
