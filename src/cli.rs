@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -138,7 +139,6 @@ fn complain(problem: &str) -> Exit {
 }
 
 fn print_config(config: &Config) -> Exit {
-    use std::io::Write;
     // A reader who has seen enough closes the pipe.
     let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
     Exit::Answered
@@ -266,9 +266,13 @@ async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exi
             return complain(&error.to_string());
         }
     };
-    println!("SPRITES_API_URL={}", machines.url);
-    println!("# The token is in {}:", token_file.display());
-    println!("# export SPRITES_TOKEN=\"$(cat {})\"", token_file.display());
+    let file = token_file.display();
+    let said = format!(
+        "SPRITES_API_URL={}\n# The token is in {file}:\n# export SPRITES_TOKEN=\"$(cat {file})\"\n",
+        machines.url
+    );
+    // A reader who has seen enough closes the pipe.
+    let _ = std::io::stdout().write_all(said.as_bytes());
     interrupts.next().await;
     machines.stop().await;
     Exit::Answered

@@ -68,7 +68,8 @@ pub async fn make_clean<S: Sprites, J: Journal>(
         checkpoint: row.checkpoint.clone(),
         fingerprint: row.fingerprint.clone(),
         previous_job: row.last_job.clone(),
-        restore_completed: restore,
+        // A sprite that is not dirty was restored after its last job, by this process or an earlier one.
+        restore_completed: restore || !row.dirty,
         canary_gone: (!canaries.is_empty()).then_some(!seen.canary_present),
         boot: seen.boot,
         allowed_hosts: allowed(&policy),
@@ -91,7 +92,7 @@ struct Mark {
 /// restarted by itself since the last verification, or no job came before. A machine that is too ill for it is
 /// restored all the same.
 async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
-    let canary = format!("mark-{}", context.world.token(8));
+    let canary = format!(".jane-mark-{}", context.world.token(8));
     let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await.ok()?;
     let output = exec.output(scripts::OUTPUT_LIMIT).await.ok()?;
     Some(Mark { boot: scripts::checked(&output.stdout)?, canary })

@@ -66,7 +66,7 @@ pub async fn work<S: Sprites, J: Journal>(
     ticket.tell(JobEvent::Granted { runner: context.name.clone() });
 
     // The dirty mark is durable before anything touches the sprite.
-    let canary = format!("canary-{}", context.world.token(8));
+    let canary = format!(".jane-canary-{}", context.world.token(8));
     let leased = context.journal.lease(&spec.job, &context.name, receipt.fence, &canary, context.world.now()).await;
     if let Err(error) = leased {
         ticket.tell(JobEvent::NotStarted(NotStarted::Journal { message: error.to_string() }));
