@@ -18,6 +18,7 @@ use super::cgroup::Group;
 use super::launch::Inner;
 use super::usage::{self, Disk};
 use crate::config::Limits;
+use crate::host::walls::Wall;
 
 /// Between two looks at memory: at 4 GB/s, what can be grabbed meanwhile is half of a sprite's usual limit.
 const MEMORY_EVERY: Duration = Duration::from_millis(250);
@@ -36,6 +37,7 @@ const BLAMELESS: u64 = 64 << 20;
 pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, group: Option<Arc<Group>>) {
     let up = inner.spec.dir.join(&inner.spec.run).join("up");
     let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
+    let [memory, disk] = [Wall::MemoryLimit, Wall::DiskLimit].map(|wall| inner.standing.has(wall));
     let mut gone = inner.gone.clone();
     loop {
         tokio::select! {
@@ -51,7 +53,9 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, gro
         let group = group.clone();
         let look = tokio::task::spawn_blocking(move || {
             if !look_at_memory {
-                look_at_disk(&up, &limits)
+                disk.then(|| look_at_disk(&up, &limits)).flatten()
+            } else if !memory {
+                None
             } else if let Some(group) = group {
                 group.ran_out().then(|| out_of_memory(&limits))
             } else {
