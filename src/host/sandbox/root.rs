@@ -52,7 +52,7 @@ pub(super) fn build(setup: &Setup, skeleton: &str, rootfs: Option<OwnedFd>) -> R
     let root = overlay(setup, skeleton, rootfs.as_ref()).step("mount the overlay")?;
     let standing = &setup.standing;
     if rootfs.is_none() {
-        machine(&root, standing).step("mount this machine's system directories")?;
+        machine(&root, skeleton, standing).step("mount this machine's system directories")?;
     }
     proc(&root, standing)?;
     let shm = dev(&root, setup.caps.memory / 4, standing).step("build /dev")?;
@@ -85,19 +85,23 @@ fn overlay(setup: &Setup, skeleton: &str, rootfs: Option<&OwnedFd>) -> io::Resul
     Ok(openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// This machine's own programs, and the few files that they need.
-fn machine(root: &OwnedFd, standing: &Walls) -> io::Result<()> {
+/// This machine's own programs and what they need. Directories are seen through a read-only overlay, because of its own
+/// inodes: on those of the machine a sprite could hear of each use by inotify, signal to other sprites by locks, and
+/// reach sockets that listen there. Single files were copied into the skeleton.
+fn machine(root: &OwnedFd, skeleton: &str, standing: &Walls) -> io::Result<()> {
     let attributes = if standing.has(Wall::MachineReadOnly) { SAFE_READ_ONLY } else { SAFE };
     for name in base::MACHINE_DIRS.iter().chain(&base::MACHINE_FILES) {
         let here = Path::new("/").join(name);
         // Links were copied into the skeleton as links.
         let Ok(metadata) = std::fs::symlink_metadata(&here) else { continue };
-        if metadata.is_symlink() {
+        let own = standing.has(Wall::OwnInodes);
+        if metadata.is_symlink() || (own && metadata.is_file()) {
             continue;
         }
         // A sprite may have removed or replaced it; then that is how it wants it.
         let Some(target) = target(root, name)? else { continue };
-        match attach(&copy_of(CWD, &here, attributes)?, &target) {
+        let tree = if own { view_of(&here, skeleton, attributes)? } else { copy_of(CWD, &here, attributes)? };
+        match attach(&tree, &target) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTDIR) => {}
             done => done?,
         }
@@ -206,6 +210,17 @@ fn filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) 
     }
     fsconfig_create(&context)?;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// The directory `path` of this machine through inodes of its own, mounted nowhere yet. Where other file systems are
+/// mounted below it the kernel allows no such view; then it is as it is.
+fn view_of(path: &Path, skeleton: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    // An overlay without an upper layer wants two; /mnt of the skeleton is empty.
+    let lower = format!("{}:{skeleton}/mnt", path.display());
+    match filesystem("overlay", &[("lowerdir", &lower), ("userxattr", "")], attributes) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => copy_of(CWD, path, attributes),
+        view => view,
+    }
 }
 
 /// What is visible at `path`, with all that is mounted below it, mounted nowhere yet and with `attributes` throughout.
