@@ -249,6 +249,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_closed_directory_hides_is_counted_and_it_stays_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outer, inner) = (dir.path().join("outer"), dir.path().join("outer/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join("file"), vec![1; 1 << 20]).unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set(&inner, 0o200);
+        set(&outer, 0o000);
+        let found = disk(dir.path(), u64::MAX, u64::MAX);
+        assert!(found.inodes == 3 && found.bytes >= 1 << 20, "{found:?}");
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(&outer), 0o000);
+        set(&outer, 0o700);
+        assert_eq!(mode(&inner), 0o200);
+        set(&inner, 0o700);
+    }
+
+    #[test]
     fn counting_stops_beyond_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..20 {
