@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::time::Instant;
 
-use crate::app::machines::Machines;
+use crate::agent::install;
+use crate::app::machines::{self, Machines};
 use crate::app::{App, StartError};
 use crate::chat::terminal::ask::{self, Form, note};
 use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
@@ -137,7 +139,6 @@ fn complain(problem: &str) -> Exit {
 }
 
 fn print_config(config: &Config) -> Exit {
-    use std::io::Write;
     // A reader who has seen enough closes the pipe.
     let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
     Exit::Answered
@@ -195,7 +196,8 @@ fn refused(refusal: Refusal, agent: String) -> JobReport {
 async fn work(work: Work, config: &Config, env: &BTreeMap<String, String>, level: Option<&str>) -> Exit {
     let world = World::real();
     let (default_level, format) = match &work {
-        Work::Terminal(_) => ("warn", LogFormat::Human),
+        // What a person should know is told in the command's own words.
+        Work::Terminal(_) => ("error", LogFormat::Human),
         Work::Host => ("info", LogFormat::Json),
     };
     let telemetry = match observe::start(level.unwrap_or(default_level), format, env, &world) {
@@ -214,7 +216,25 @@ async fn work(work: Work, config: &Config, env: &BTreeMap<String, String>, level
     exit
 }
 
+/// Brings the agents' programs while somebody watches, so that what is wrong with it ends the command at once.
+async fn bring_agents(config: &Config) -> Result<(), String> {
+    let cache = machines::agent_cache(config);
+    for (agent, version) in install::missing(&config.agents, &cache) {
+        note(&format!("installing {} {version} with npm, which happens once", agent.name()));
+        install::fetch(agent, &config.agents, &cache).await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
 async fn terminal(command: Terminal, config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
+    let brought = tokio::select! {
+        biased;
+        brought = bring_agents(config) => brought,
+        () = interrupts.next() => return Exit::Interrupted,
+    };
+    if let Err(problem) = brought {
+        return complain(&problem);
+    }
     let started = tokio::select! {
         biased;
         started = App::start(config, world) => started,
@@ -246,9 +266,13 @@ async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exi
             return complain(&error.to_string());
         }
     };
-    println!("SPRITES_API_URL={}", machines.url);
-    println!("# The token is in {}:", token_file.display());
-    println!("# export SPRITES_TOKEN=\"$(cat {})\"", token_file.display());
+    let file = token_file.display();
+    let said = format!(
+        "SPRITES_API_URL={}\n# The token is in {file}:\n# export SPRITES_TOKEN=\"$(cat {file})\"\n",
+        machines.url
+    );
+    // A reader who has seen enough closes the pipe.
+    let _ = std::io::stdout().write_all(said.as_bytes());
     interrupts.next().await;
     machines.stop().await;
     Exit::Answered

@@ -1,9 +1,9 @@
 //! The embedded sprite host: serves the Sprites API on loopback from sandboxes of this machine.
 //!
-//! Parts, from the wire down: [`api`] (HTTP and WebSocket), [`store`] (sprites, checkpoints and policies on disk, and
-//! the life of each sprite), [`session`] (one running program and those who watch it), [`layers`] (the overlay layers
-//! that checkpoint and restore are made of), [`sandbox`] (one running sandbox: namespaces, init, exec), [`egress`] (the
-//! only way out). [`Host`] is the only part that the rest of the service sees.
+//! Parts, from the wire down: `api` (HTTP and WebSocket), `store` (sprites, checkpoints and policies on disk, and the
+//! life of each sprite), `session` (one running program and those who watch it), [`layers`] (the overlay layers that
+//! checkpoint and restore are made of), [`sandbox`] (one running sandbox: namespaces, init, exec), [`egress`] (the only
+//! way out). [`Host`] is the only part that the rest of the service sees.
 
 mod api;
 pub mod egress;
@@ -91,12 +91,14 @@ impl Host {
             Lock::take(&dir).map_err(unusable)?.map_err(|holder| HostError::InUse { path: dir.clone(), holder })?;
         let isolation = config.isolation;
         let address = config.listen;
-        if isolation == Isolation::Full {
-            for line in
-                sandbox::probe(Some(&exe), &dir, config.rootfs.as_deref()).await.map_err(HostError::Isolation)?
-            {
-                tracing::info!("{line}");
+        match isolation {
+            Isolation::Full => {
+                let found = sandbox::probe(Some(&exe), &dir, config.rootfs.as_deref()).await;
+                found.map_err(HostError::Isolation)?.iter().for_each(|line| tracing::info!("{line}"));
             }
+            Isolation::Off => tracing::warn!(
+                "isolation is OFF: programs in sprites run as this user on this machine, and network policies do not hold"
+            ),
         }
         let store = Arc::new(Store::open(config, exe, world, lock).map_err(unusable)?);
         let listener = TcpListener::bind(address).await.map_err(|source| HostError::Listen { address, source })?;

@@ -18,12 +18,14 @@ pub struct World(Arc<Inner>);
 
 enum Inner {
     Real,
-    /// Wall time advances with tokio's (paused) clock from a fixed start.
-    Seeded {
-        start: Timestamp,
-        began: tokio::time::Instant,
-        rng: Mutex<StdRng>,
-    },
+    Seeded(Box<Seeded>),
+}
+
+/// Wall time advances with tokio's (paused) clock from a fixed start.
+struct Seeded {
+    start: Timestamp,
+    began: tokio::time::Instant,
+    rng: Mutex<StdRng>,
 }
 
 impl World {
@@ -34,11 +36,11 @@ impl World {
 
     /// A world that repeats itself for one `seed`; must be called inside a tokio runtime.
     pub fn seeded(seed: u64) -> Self {
-        Self(Arc::new(Inner::Seeded {
+        Self(Arc::new(Inner::Seeded(Box::new(Seeded {
             start: Timestamp::from_second(1_790_000_000).expect("within jiff's range"),
             began: tokio::time::Instant::now(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
-        }))
+        }))))
     }
 
     /// Wall time, UTC.
@@ -46,8 +48,8 @@ impl World {
     pub fn now(&self) -> Timestamp {
         match &*self.0 {
             Inner::Real => Timestamp::now(),
-            Inner::Seeded { start, began, .. } => {
-                *start + jiff::SignedDuration::try_from(began.elapsed()).unwrap_or_default()
+            Inner::Seeded(seeded) => {
+                seeded.start + jiff::SignedDuration::try_from(seeded.began.elapsed()).unwrap_or_default()
             }
         }
     }
@@ -66,7 +68,7 @@ impl World {
     pub fn fill(&self, bytes: &mut [u8]) {
         match &*self.0 {
             Inner::Real => SysRng.try_fill_bytes(bytes).expect("the operating system's random number source works"),
-            Inner::Seeded { rng, .. } => rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes),
+            Inner::Seeded(seeded) => seeded.rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes),
         }
     }
 

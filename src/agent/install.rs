@@ -119,6 +119,26 @@ pub async fn fetch(agent: AgentKind, config: &AgentsConfig, cache: &Path) -> Res
     npm.fetch(agent, config, cache).await
 }
 
+/// The agents whose programs npm has yet to bring, with their versions. A quick look, for telling people why they wait.
+pub fn missing(config: &AgentsConfig, cache: &Path) -> Vec<(AgentKind, String)> {
+    let absent = |source: &Source<'_>| source.path.is_none() && !cache.join(source.folder(npm_arch())).is_dir();
+    let sources = AgentKind::ALL.into_iter().filter_map(|kind| source(kind, config));
+    sources.filter(absent).map(|source| (source.kind, source.version.to_owned())).collect()
+}
+
+/// What npm calls this machine's architecture, or Rust's name where npm has no agent for it.
+fn npm_arch() -> &'static str {
+    as_npm_says(std::env::consts::ARCH).unwrap_or(std::env::consts::ARCH)
+}
+
+fn as_npm_says(arch: &str) -> Option<&'static str> {
+    match arch {
+        "x86_64" => Some("x64"),
+        "aarch64" => Some("arm64"),
+        _ => None,
+    }
+}
+
 /// What is known about an agent's package.
 struct Source<'a> {
     kind: AgentKind,
@@ -129,6 +149,13 @@ struct Source<'a> {
     version_setting: &'static str,
     path_setting: &'static str,
     example: &'static str,
+}
+
+impl Source<'_> {
+    /// Name of its folder in the cache.
+    fn folder(&self, arch: &str) -> String {
+        format!("{}-{}-{arch}", self.kind.name(), self.version)
+    }
 }
 
 fn source(agent: AgentKind, config: &AgentsConfig) -> Option<Source<'_>> {
@@ -172,13 +199,11 @@ impl Npm {
             check_program(path, self.arch, 0).map_err(refused)?;
             return Ok(Installed { kind: agent, version: None, binary: path.to_owned(), sha256: sha256(path).await? });
         }
-        let arch = match self.arch {
-            "x86_64" => "x64",
-            "aarch64" => "arm64",
-            arch => {
-                return Err(InstallError::Unsupported { agent: agent.name(), arch, path_setting: source.path_setting });
-            }
-        };
+        let arch = as_npm_says(self.arch).ok_or(InstallError::Unsupported {
+            agent: agent.name(),
+            arch: self.arch,
+            path_setting: source.path_setting,
+        })?;
         // Also keeps a version from naming a folder elsewhere, and words like `latest` from being pinned by accident.
         let exact = |text: &str| {
             text.starts_with(|c: char| c.is_ascii_digit())
@@ -206,7 +231,7 @@ impl Npm {
     /// The program in the cache, after npm put it there if need be.
     async fn cached(&self, source: &Source<'_>, arch: &str, cache: &Path) -> Result<PathBuf, InstallError> {
         let package = format!("{}{arch}", source.package);
-        let name = format!("{}-{}-{arch}", source.kind.name(), source.version);
+        let name = source.folder(arch);
         let ready = cache.join(&name);
         let program = Path::new("node_modules").join(&package).join(source.kind.name());
         if ready.join(&program).is_file() {

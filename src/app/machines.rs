@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::runner::build::{BuildPlan, Fetch, Program};
 use crate::runner::claim::{self, Claim};
 use crate::sprites::http::{Deadlines, HttpSprites};
-use crate::sprites::{NetworkPolicy, Sprites as _};
+use crate::sprites::{NetworkPolicy, Sprites as _, SpritesError};
 use crate::world::World;
 
 /// Where the token of `janebot host` is kept, below the host's own folder.
@@ -85,7 +85,13 @@ impl Machines {
         if self.host.is_some() {
             return Ok(());
         }
-        let found = self.sprites.list(prefix).await.map_err(|error| StartError::Machines(error.to_string()))?;
+        let found = self.sprites.list(prefix).await.map_err(|error| {
+            let remedy = match error {
+                SpritesError::Unreachable { .. } => ": check SPRITES_API_URL and the way to it",
+                _ => "",
+            };
+            StartError::Machines(format!("{error}{remedy}"))
+        })?;
         for sprite in found {
             if let Claim::Foreign { owner, seconds_ago } = claim::read(&sprite.labels, deployment, world.now()) {
                 return Err(StartError::Machines(format!(
@@ -119,6 +125,11 @@ fn keep_token(file: &Path, token: &SecretString) -> std::io::Result<()> {
     file.write_all(token.expose_secret().as_bytes())
 }
 
+/// Where agents' programs are kept once npm has brought them.
+pub fn agent_cache(config: &Config) -> PathBuf {
+    config.data_dir.join("agents")
+}
+
 /// What runners are built from, as configured.
 pub fn plan(config: &Config, isolation: &str) -> BuildPlan {
     let agents = config.agents.clone();
@@ -142,7 +153,7 @@ pub fn plan(config: &Config, isolation: &str) -> BuildPlan {
             "the agent's API key is in the sprite while it runs, where the agent's programs can read it".to_owned(),
         );
     }
-    let fetch = fetch(agents.clone(), config.data_dir.join("agents"));
+    let fetch = fetch(agents.clone(), agent_cache(config));
     BuildPlan::new(agents, NetworkPolicy::allow(hosts), versions, urls, isolation.to_owned(), warnings, fetch)
 }
 

@@ -131,12 +131,13 @@ pub fn recover(dir: &Path, known: &[String]) -> io::Result<()> {
 pub fn unfold(dir: &Path, lower: &[String], run: &str) -> io::Result<()> {
     let run = dir.join(run);
     let (up, draft) = (run.join("up"), run.join("up.new"));
+    // Beside the files, so that no layer has it, as in a sandbox.
+    fs::create_dir_all(run.join("tmp"))?;
     if up.exists() {
         // It was stopped and goes on with what it has.
         return Ok(());
     }
     remove_tree(&draft, || false)?;
-    fs::create_dir_all(&run)?;
     match lower.first() {
         Some(newest) => copy_tree(&dir.join(newest), &draft)?,
         None => fs::create_dir_all(&draft)?,

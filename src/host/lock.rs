@@ -9,7 +9,15 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Held while it lives.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held open for the lock on it")] File);
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do while a child that was just forked has the descriptor too, until it executes. Unlocking
+        // fails only for a descriptor that is none.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl Lock {
     /// Takes the lock of `dir`. The inner error says who holds it, as far as is known: ` (process 123)` or nothing.

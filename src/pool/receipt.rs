@@ -17,7 +17,7 @@ pub struct Receipt {
     pub fingerprint: String,
     /// The job that was on this runner before, whose traces were looked for.
     pub previous_job: Option<JobId>,
-    /// The restore stream's terminal event was seen.
+    /// The terminal event of a restore was seen since the previous job.
     pub restore_completed: bool,
     /// The canary that the previous job's run left was looked for and not found; `None` when no job came before.
     pub canary_gone: Option<bool>,

@@ -4,6 +4,7 @@ use janebot::config::Isolation;
 use janebot::host::HostError;
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::served::{Frame, Served, TOKEN, config, exec, serve, serve_with, start};
 
@@ -179,6 +180,57 @@ async fn a_host_that_is_dropped_stops_and_its_sprites_go_on_with_the_next_one() 
     };
     let served = Served { url: host.url(), host, dir, http };
     assert_eq!(served.sh("a", "cat file; grep -l sleep /proc/[0-9]*/comm").await.stdout, "kept\n");
+    served.host.shutdown().await;
+}
+
+/// Names the directory of a host that runs in a process of its own: this very test program, started for it.
+const CHILD: &str = "JANEBOT_TEST_HOST_DIR";
+
+/// Not a test by itself: the host that the next one kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_in_a_process_of_its_own() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let host = start(config(dir.as_ref())).await.unwrap();
+    println!("\n{}", host.url());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_killed_takes_its_programs_along_and_its_sprites_keep_their_files() {
+    let Some(served) = serve().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "sprites::a_host_in_a_process_of_its_own", "--nocapture"])
+        .env(CHILD, dir.path())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let url = loop {
+        let line = lines.next_line().await.unwrap().expect("the host's address");
+        if line.starts_with("http://") {
+            break line;
+        }
+    };
+    let killed = Served { url, ..served };
+    killed.create("a").await;
+    killed.sh("a", "echo one > file").await;
+    killed.checkpoint("a", "").await;
+    killed.sh("a", "echo two > file").await;
+    let mut running = killed.connect(&exec("a", "echo up; while sleep 0.01; do date > ticks; done", "")).await;
+    running.expect("up").await;
+    child.kill().await.unwrap();
+
+    let Served { host, dir: own, http, .. } = killed;
+    host.shutdown().await;
+    drop(own);
+    let host = start(config(dir.path())).await.unwrap();
+    let served = Served { url: host.url(), host, dir, http };
+    assert_eq!(served.sh("a", "cat file; grep -l sleep /proc/[0-9]*/comm").await.stdout, "two\n");
+    assert_eq!(served.sh("a", "rm -f ticks; sleep 0.1; ls").await.stdout, "file\n");
+    served.restore("a", "v1").await;
+    assert_eq!(served.sh("a", "cat file").await.stdout, "one\n");
     served.host.shutdown().await;
 }
 

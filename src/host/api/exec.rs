@@ -208,7 +208,9 @@ pub async fn post(
         Ok((session, reader)) => {
             tokio::spawn(async move {
                 let mut body = body.into_data_stream();
-                while takes_stdin && let Some(Ok(bytes)) = body.next().await {
+                while takes_stdin && let Some(bytes) = body.next().await {
+                    // A body that broke off is not the end of input: the program is ended, like any without a client.
+                    let Ok(bytes) = bytes else { return };
                     session.input(Input::Data(bytes)).await;
                 }
                 session.input(Input::End).await;

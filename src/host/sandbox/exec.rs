@@ -200,9 +200,14 @@ impl Inner {
             ("LOGNAME", user.as_str()),
             ("LANG", "C.UTF-8"),
             ("TERM", term),
+            // A word of the host's that no two runs of a sprite share; see the runner's verification.
+            ("SPRITE_BOOT", self.spec.run.as_str()),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
+        if self.spec.isolation == Isolation::Off {
+            env.push(("TMPDIR".to_owned(), format!("{}/{}/tmp", self.spec.dir.display(), self.spec.run)));
+        }
         for (key, value) in extra {
             env.retain(|(existing, _)| *existing != key);
             env.push((key, value));

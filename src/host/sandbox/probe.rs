@@ -31,9 +31,12 @@ pub async fn probe(exe: Option<&Path>, state_dir: &Path, rootfs: Option<&Path>) 
         layers::empty_trash(&remains)?;
         std::fs::remove_dir_all(&remains)
     });
-    if let Ok(Err(error)) = removed.await {
-        tracing::warn!(%error, dir = %dir.display(), "the self-test left its folder behind");
-    }
+    // The start of the service does not wait for it.
+    tokio::spawn(async move {
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(%error, dir = %dir.display(), "the self-test left its folder behind");
+        }
+    });
     found
 }
 
@@ -57,7 +60,7 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     }
     let ran = begun.elapsed();
     let begun = Instant::now();
-    sandbox.stop().await?;
+    sandbox.kill().await?;
     let sandbox = start(exe, dir, rootfs).await?;
     let restored = begun.elapsed();
     let look = Command::Fs(FsOp::List { path: TRACE.into(), recursive: false });

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use jiff::{Timestamp, Unit};
@@ -229,7 +230,8 @@ impl Meta {
     }
 
     fn write_to(&self, file: &Path) -> io::Result<()> {
-        let mut file = File::create(file)?;
+        // The environment in it may be secret.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(file)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()
     }

@@ -197,14 +197,13 @@ impl Sprite {
     pub fn checkpoint(self: &Arc<Self>, comment: String) -> Result<JoinHandle<Result<String, StoreError>>, StoreError> {
         let sprite = self.clone();
         let exclusive = self.begin("checkpoint")?;
-        let doing = async move {
+        Ok(tokio::spawn(async move {
             let id = sprite.freeze(comment).await?;
             drop(exclusive);
             // Whoever comes next finds it started or waits for it; should it fail, they learn why.
             tokio::spawn(async move { drop(sprite.machine().await) });
             Ok(id)
-        };
-        Ok(tokio::spawn(doing))
+        }))
     }
 
     async fn freeze(self: &Arc<Self>, comment: String) -> Result<String, StoreError> {
