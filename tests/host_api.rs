@@ -9,5 +9,7 @@ mod checkpoints;
 mod exec;
 #[path = "host_api/files.rs"]
 mod files;
+#[path = "host_api/layers.rs"]
+mod layers;
 #[path = "host_api/sprites.rs"]
 mod sprites;

@@ -11,8 +11,9 @@
 //! run above the layers of a checkpoint, and a run that goes on after a stop needs a new `work`; whether its files may
 //! be trusted then is for the store to know.
 //! Every function leaves a state that [`recover`] understands, whenever it is cut off. They block: call them from
-//! `spawn_blocking`. Chains of layers are not flattened; overlayfs takes 500, and its option text of one page about as
-//! many of our names as a sprite will ever see ([`MAX_CHAIN`]).
+//! `spawn_blocking`. [`merge`] makes one layer of a chain that has become long.
+
+pub mod merge;
 
 use std::fs::{self, File};
 use std::io;
@@ -55,7 +56,10 @@ pub fn new_run(dir: &Path) -> io::Result<String> {
 /// When the file system refuses, or a layer of that name exists; then the run is as it was.
 pub fn freeze(dir: &Path, run: &str, id: &str) -> io::Result<String> {
     let layers = dir.join(LAYERS);
-    fs::create_dir_all(&layers)?;
+    if !layers.exists() {
+        fs::create_dir_all(&layers)?;
+        File::open(dir)?.sync_all()?;
+    }
     let (up, layer) = (dir.join(run).join("up"), layers.join(id));
     if layer.exists() {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -64,7 +68,6 @@ pub fn freeze(dir: &Path, run: &str, id: &str) -> io::Result<String> {
     rustix::fs::syncfs(File::open(&up)?)?;
     fs::rename(&up, &layer)?;
     File::open(&layers)?.sync_all()?;
-    File::open(dir)?.sync_all()?;
     discard(dir, run)?;
     Ok(format!("{LAYERS}/{id}"))
 }
@@ -100,7 +103,7 @@ pub fn empty_trash(dir: &Path) -> io::Result<()> {
     let trash = dir.join(TRASH);
     let mut result = Ok(());
     for name in names(&trash)? {
-        result = result.and(remove_tree(&trash.join(name)));
+        result = result.and(remove_tree(&trash.join(name), || false));
     }
     result
 }
@@ -134,7 +137,7 @@ pub fn unfold(dir: &Path, lower: &[String], run: &str) -> io::Result<()> {
         // It was stopped and goes on with what it has.
         return Ok(());
     }
-    remove_tree(&draft)?;
+    remove_tree(&draft, || false)?;
     match lower.first() {
         Some(newest) => copy_tree(&dir.join(newest), &draft)?,
         None => fs::create_dir_all(&draft)?,
@@ -153,12 +156,16 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Removes a tree that hostile programs have written, whatever the modes of its directories (overlayfs itself leaves one
-/// of mode 000). Nothing runs in it any more, so what was looked at stays what it is.
-pub(super) fn remove_tree(top: &Path) -> io::Result<()> {
+/// of mode 000). Nothing runs in it any more, so what was looked at stays what it is. Ends half-way with
+/// [`io::ErrorKind::Interrupted`] once `is_stopped` says so.
+pub(super) fn remove_tree(top: &Path, is_stopped: impl Fn() -> bool) -> io::Result<()> {
     // A stack of its own instead of recursion: the depth is the choice of whoever wrote the tree.
     let mut stack = vec![(top.to_path_buf(), false)];
     let mut moved = 0;
     while let Some((mut path, emptied)) = stack.pop() {
+        if is_stopped() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         if emptied {
             fs::remove_dir(&path)?;
             continue;

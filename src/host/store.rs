@@ -23,13 +23,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub use self::machine::Machine;
 pub use self::meta::{Checkpoint, Meta, Undeletable, UrlSettings, micros};
 pub use self::sessions::Lookup;
 pub use self::sprite::Sprite;
-use self::trash::Trash;
+use self::trash::{Room, Trash};
 use super::lock::Lock;
 use super::sandbox::{SandboxError, SandboxSpec};
 use super::walls::Trial;
@@ -50,6 +51,8 @@ pub struct Setup {
     /// The kernel's id of the present boot.
     boot: String,
     trash: Trash,
+    /// Layers are merged one sprite at a time.
+    flattening: Semaphore,
     last_session: AtomicU64,
     /// Given back when nothing uses the directory any more.
     lock: Mutex<Option<Lock>>,
@@ -63,6 +66,16 @@ impl Setup {
         // The limit on programs is held by the sprite's slots; file operations and a check come on top.
         limits.execs += sprite::FILE_OPERATIONS + 1;
         SandboxSpec { name, dir, lower, run, rootfs, limits, ports: machine::PORTS.to_vec(), isolation }
+    }
+
+    /// Waits for room on the disk, and refuses when there is none for something that `keeps` what it takes; what gives
+    /// back more than it takes is refused only while deletions do not keep up.
+    async fn check_room(&self, keeps: bool) -> Result<(), StoreError> {
+        match self.trash.room().await.map_err(StoreError::disk("the disk's free space can't be read"))? {
+            Room::Full(free) if keeps => Err(StoreError::DiskFull { free }),
+            Room::Deleting(free) => Err(StoreError::StillDeleting { free }),
+            Room::Full(_) | Room::Enough => Ok(()),
+        }
     }
 
     /// A session id, never used before: a decimal number, as the API's clients know them, above all of earlier
@@ -119,6 +132,13 @@ pub enum StoreError {
     Sandbox(#[from] SandboxError),
     #[error("{what}: {source}")]
     Disk { what: &'static str, source: io::Error },
+    #[error("{} MiB of disk are free on this machine, and {} MiB are always kept: make room on it", .free >> 20, trash::DISK_FLOOR >> 20)]
+    DiskFull { free: u64 },
+    #[error(
+        "{} MiB of disk are free on this machine, and what earlier restores left is still being deleted; try again",
+        .free >> 20
+    )]
+    StillDeleting { free: u64 },
     #[error("the host is shutting down")]
     ShuttingDown,
     /// A task of the host ended without its result: a fault of the host's own.
@@ -139,10 +159,19 @@ impl Store {
         let root = config.state_dir.join("sprites");
         fs::create_dir_all(&root)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        let trash = Trash::open(&config.state_dir, world.clone())?;
+        let trash = Trash::open(&config.state_dir, world.clone(), trash::DISK_FLOOR)?;
         let last_session = AtomicU64::new(u64::try_from(world.now().as_millisecond()).unwrap_or_default());
-        let setup =
-            Arc::new(Setup { config, exe, world, trial, boot, trash, last_session, lock: Mutex::new(Some(lock)) });
+        let setup = Arc::new(Setup {
+            config,
+            exe,
+            world,
+            trial,
+            boot,
+            trash,
+            flattening: Semaphore::new(1),
+            last_session,
+            lock: Mutex::new(Some(lock)),
+        });
         let own_probe = format!("probe.{}", std::process::id());
         for entry in fs::read_dir(&setup.config.state_dir)? {
             let entry = entry?;
@@ -203,6 +232,7 @@ impl Store {
         if count >= MAX_SPRITES {
             return Err(StoreError::TooManySprites { limit: MAX_SPRITES });
         }
+        self.setup.check_room(true).await?;
         let world = &self.setup.world;
         let mut meta = Meta::new(format!("sprite-{}", world.token(16)), new.name.clone(), world.now());
         meta.labels = new.labels;
@@ -245,6 +275,9 @@ impl Store {
         let mut stopping: JoinSet<()> =
             self.all().into_iter().map(|sprite| async move { sprite.park().await }).collect();
         while stopping.join_next().await.is_some() {}
+        let setup = self.setup.clone();
+        // A panic in there leaves nothing to wait for.
+        let _ = blocking("a shutdown", move || setup.trash.end()).await;
         drop(self.setup.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
@@ -252,7 +285,7 @@ impl Store {
 /// Writes a sprite's folder aside and moves it to its place, unless there is one already.
 fn place(half_made: &Path, dir: &Path, root: &Path, meta: &Meta) -> io::Result<()> {
     fs::create_dir(half_made)?;
-    let placed = meta.write(half_made).and_then(|()| fs::rename(half_made, dir));
+    let placed = meta.write_first(half_made).and_then(|()| fs::rename(half_made, dir));
     if placed.is_err() {
         fs::remove_dir_all(half_made)?;
     }

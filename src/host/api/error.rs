@@ -90,6 +90,8 @@ impl From<StoreError> for ApiError {
             StoreError::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 new(StatusCode::INSUFFICIENT_STORAGE, "disk_full")
             }
+            StoreError::DiskFull { .. } => new(StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            StoreError::StillDeleting { .. } => new(StatusCode::SERVICE_UNAVAILABLE, "disk_full"),
             StoreError::Disk { .. } | StoreError::Internal(_) => new(StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             StoreError::ShuttingDown => new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         }

@@ -23,6 +23,8 @@ pub struct Machine {
     name: String,
     /// The run's folder below the sprite's.
     pub run: String,
+    /// The layers below it, as folders below the sprite's.
+    pub lower: Vec<String>,
     sandbox: Sandbox,
     /// Serves the network until the machine is dropped; absent without isolation.
     _gateway: Option<Gateway>,
@@ -36,7 +38,7 @@ impl Machine {
         setup: &Setup,
         policy: watch::Receiver<NetworkPolicy>,
     ) -> Result<Arc<Self>, StoreError> {
-        let (name, run) = (spec.name.clone(), spec.run.clone());
+        let (name, run, lower) = (spec.name.clone(), spec.run.clone(), spec.lower.clone());
         let Trial { walls, resolver } = &setup.trial;
         let mut sandbox = Sandbox::start_trial(&setup.exe, spec, walls).await?;
         let gateway = match sandbox.take_network() {
@@ -47,7 +49,7 @@ impl Machine {
             }
             None => None,
         };
-        Ok(Arc::new(Self { name, run, sandbox, _gateway: gateway, stopped: OnceLock::new() }))
+        Ok(Arc::new(Self { name, run, lower, sandbox, _gateway: gateway, stopped: OnceLock::new() }))
     }
 
     pub async fn spawn(&self, command: Command) -> Result<Process, SandboxError> {

@@ -21,9 +21,8 @@ const FORMAT: u32 = 1;
 /// Longest sprite name: it is also the host name inside, a DNS label.
 const MAX_NAME: usize = 63;
 
-/// Longest chain of layers below a run. The kernel takes the mount options as one page, and every layer is looked
-/// through for a name that is not there.
-pub const MAX_CHAIN: usize = 64;
+/// Layers below a run from which on they are made one. Every layer is looked through for a name that is not there.
+pub const LONG_CHAIN: usize = 16;
 
 /// Checkpoints of one sprite.
 pub const MAX_CHECKPOINTS: usize = 256;
@@ -76,7 +75,7 @@ impl Default for UrlSettings {
     }
 }
 
-/// A frozen state of a sprite's files, kept in `layers/<id>` on top of those of its source.
+/// A frozen state of a sprite's files: what its own layer shows on top of its source's, unless it is flat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     pub id: String,
@@ -85,6 +84,26 @@ pub struct Checkpoint {
     pub create_time: Timestamp,
     #[serde(default)]
     pub source_id: Option<String>,
+    /// Its layer holds all its files, those of its sources included, and needs none below it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flat: bool,
+}
+
+impl Checkpoint {
+    /// Its layer's folder below the sprite's.
+    pub fn layer(&self) -> String {
+        if self.flat { flat_layer(&self.id) } else { layer(&self.id) }
+    }
+}
+
+/// Where the changes that a checkpoint made are kept.
+pub fn layer(id: &str) -> String {
+    format!("layers/{id}")
+}
+
+/// Where all files of a flat checkpoint are kept. No id ends like this.
+pub fn flat_layer(id: &str) -> String {
+    format!("layers/{id}-flat")
 }
 
 /// Why a checkpoint can't be deleted.
@@ -132,7 +151,7 @@ impl Meta {
     pub fn add_checkpoint(&mut self, comment: String, now: Timestamp) -> String {
         let id = self.next_checkpoint_id();
         let source_id = self.head.replace(id.clone());
-        self.checkpoints.push(Checkpoint { id: id.clone(), comment, create_time: micros(now), source_id });
+        self.checkpoints.push(Checkpoint { id: id.clone(), comment, create_time: micros(now), source_id, flat: false });
         self.checkpoints_made += 1;
         id
     }
@@ -154,14 +173,32 @@ impl Meta {
         if self.head.as_deref() == Some(id) {
             return Err(Undeletable::Active { id: id.to_owned() });
         }
-        if let Some(child) = self.checkpoints.iter().find(|c| c.source_id.as_deref() == Some(id)) {
+        if let Some(child) = self.checkpoints.iter().find(|c| !c.flat && c.source_id.as_deref() == Some(id)) {
             return Err(Undeletable::Parent { id: id.to_owned(), child: child.id.clone() });
         }
         self.checkpoints.retain(|c| c.id != id);
         Ok(())
     }
 
-    /// Ids of the layers from `id` down to its oldest ancestor.
+    /// Folders of the layers that make the files of checkpoint `id`, newest first.
+    pub fn layers(&self, id: Option<&str>) -> Vec<String> {
+        let mut layers = Vec::new();
+        for checkpoint in self.chain(id).iter().filter_map(|id| self.checkpoint(id)) {
+            layers.push(checkpoint.layer());
+            if checkpoint.flat {
+                break;
+            }
+        }
+        layers
+    }
+
+    /// Says that the layer of `id` now holds all its files. `false` when there is no such id.
+    pub fn flatten(&mut self, id: &str) -> bool {
+        let found = self.checkpoints.iter_mut().find(|c| c.id == id);
+        found.map(|checkpoint| checkpoint.flat = true).is_some()
+    }
+
+    /// Ids of the checkpoints from `id` down to its oldest ancestor.
     pub fn chain(&self, id: Option<&str>) -> Vec<String> {
         let mut chain = Vec::new();
         let mut next = id;
@@ -186,13 +223,23 @@ impl Meta {
         Ok(meta)
     }
 
+    /// Writes the file into a folder that nobody looks into yet, durably.
+    pub fn write_first(&self, dir: &Path) -> io::Result<()> {
+        self.write_to(&dir.join(FILE))?;
+        File::open(dir)?.sync_all()
+    }
+
+    fn write_to(&self, file: &Path) -> io::Result<()> {
+        // The environment in it may be secret.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(file)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()
+    }
+
     /// Replaces the file below `dir`, so that a crash at any moment leaves the old one or the new one.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let tmp = dir.join("meta.json.tmp");
-        // The environment in it may be secret.
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
+        self.write_to(&tmp)?;
         fs::rename(&tmp, dir.join(FILE))?;
         File::open(dir)?.sync_all()
     }
@@ -265,6 +312,22 @@ mod tests {
         assert_eq!(meta.add_checkpoint(String::new(), now()), "v3");
         meta.restore("v3");
         assert!(matches!(meta.remove_checkpoint("v1"), Err(Undeletable::Parent { .. })));
+    }
+
+    #[test]
+    fn a_flat_checkpoint_needs_none_of_its_ancestors() {
+        let mut meta = meta();
+        for _ in 0..3 {
+            meta.add_checkpoint(String::new(), now());
+        }
+        assert!(meta.flatten("v2"));
+        assert_eq!(meta.layers(Some("v3")), ["layers/v3", "layers/v2-flat"]);
+        assert_eq!(meta.layers(Some("v1")), ["layers/v1"]);
+        assert_eq!(meta.chain(Some("v3")), ["v3", "v2", "v1"]);
+        assert_eq!(meta.remove_checkpoint("v1"), Ok(()));
+        assert_eq!(meta.layers(Some("v3")), ["layers/v3", "layers/v2-flat"]);
+        assert!(matches!(meta.remove_checkpoint("v2"), Err(Undeletable::Parent { .. })));
+        assert!(!meta.flatten("v1"));
     }
 
     #[test]

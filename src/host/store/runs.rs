@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::meta;
 use super::trash::Trash;
 use crate::host::layers;
 
@@ -19,11 +20,6 @@ const SYNCED: &str = "synced";
 
 /// What the kernel keeps beside a run's files while they are mounted. Marked as used, so a second mount needs new ones.
 const USED_UP: [&str; 2] = ["work", "root"];
-
-/// A checkpoint's folder below the sprite's.
-pub fn layer_name(id: &str) -> String {
-    format!("layers/{id}")
-}
 
 /// What `run-state` says.
 #[derive(Debug, PartialEq, Eq)]
@@ -106,7 +102,19 @@ pub fn freeze(dir: &Path, run: &str, id: &str, trash: &Trash) -> io::Result<()> 
 /// Takes a freeze back.
 pub fn thaw(dir: &Path, run: &str, id: &str) -> io::Result<()> {
     fs::create_dir_all(dir.join(run))?;
-    fs::rename(dir.join(layer_name(id)), files(dir, run))
+    fs::rename(dir.join(meta::layer(id)), files(dir, run))
+}
+
+/// Takes back a freeze to checkpoint `id` that this process's predecessor was killed in: the files are moved already,
+/// and no file names the checkpoint. Without such a one, does nothing.
+pub fn undo_freeze(dir: &Path, head: Option<&str>, boot: &str, id: &str) -> io::Result<()> {
+    let half_done = dir.join(meta::layer(id)).exists();
+    match State::read(dir) {
+        Some(state) if half_done && state.head == head.unwrap_or_default() && state.boot == boot => {
+            if files(dir, &state.run).exists() { Ok(()) } else { thaw(dir, &state.run, id) }
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where a run's files are, once a sandbox was started on it.
@@ -129,7 +137,7 @@ mod tests {
 
     fn place() -> (tempfile::TempDir, Trash) {
         let dir = tempfile::tempdir().unwrap();
-        let trash = Trash::open(dir.path(), World::real()).unwrap();
+        let trash = Trash::open(dir.path(), World::real(), 0).unwrap();
         (dir, trash)
     }
 
@@ -189,6 +197,18 @@ mod tests {
         for text in ["", "runs/1", "runs/1\nv1\nboot-1"] {
             fs::write(dir.path().join(STATE), text).unwrap();
             assert_eq!(State::read(dir.path()), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_freeze_that_was_cut_off_is_undone_within_its_boot() {
+        for (boot, undone) in [("boot-1", true), ("boot-2", false)] {
+            let (dir, trash) = place();
+            let run = written(dir.path(), &trash);
+            freeze(dir.path(), &run, "v2", &trash).unwrap();
+            undo_freeze(dir.path(), Some("v1"), boot, "v2").unwrap();
+            assert_eq!(files(dir.path(), &run).join("file").exists(), undone);
+            assert_eq!(dir.path().join("layers/v2").exists(), !undone);
         }
     }
 

@@ -9,8 +9,9 @@
 //!
 //! What is asked for is done even when the asker leaves: each of these is a task of its own.
 
-use std::collections::BTreeSet;
-use std::fs;
+mod flatten;
+mod sweep;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,9 +19,11 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::meta::{MAX_CHAIN, MAX_CHECKPOINTS, Meta};
+use self::flatten::Flattening;
+use super::meta::{LONG_CHAIN, MAX_CHECKPOINTS, Meta};
 use super::sessions::{Lookup, Sessions};
 use super::{Machine, Setup, StoreError, blocking, check_policy, runs};
+use crate::host::layers::MAX_CHAIN;
 use crate::host::sandbox::{Command, Process, SandboxError};
 use crate::host::session::{Launch, Reader, Session};
 use crate::sprites::NetworkPolicy;
@@ -47,6 +50,7 @@ pub struct Sprite {
     sessions: Mutex<Sessions>,
     slots: Arc<Semaphore>,
     file_slots: Arc<Semaphore>,
+    flattening: Flattening,
 }
 
 struct State {
@@ -84,6 +88,7 @@ impl Sprite {
             sessions: Mutex::default(),
             slots: Arc::new(Semaphore::new(setup.config.limits.execs)),
             file_slots: Arc::new(Semaphore::new(FILE_OPERATIONS)),
+            flattening: Flattening::default(),
             setup,
         })
     }
@@ -195,7 +200,7 @@ impl Sprite {
         Ok(tokio::spawn(async move {
             let id = sprite.freeze(comment).await?;
             drop(exclusive);
-            // Whoever comes next need not wait for the start; should it fail, they learn why.
+            // Whoever comes next finds it started or waits for it; should it fail, they learn why.
             tokio::spawn(async move { drop(sprite.machine().await) });
             Ok(id)
         }))
@@ -208,16 +213,19 @@ impl Sprite {
         if meta.checkpoints.len() >= MAX_CHECKPOINTS {
             return Err(StoreError::TooManyCheckpoints { name: meta.name, limit: MAX_CHECKPOINTS });
         }
-        if meta.chain(meta.head.as_deref()).len() >= MAX_CHAIN {
+        if self.layers_below(&meta).len() >= MAX_CHAIN {
             return Err(StoreError::TooDeep { limit: MAX_CHAIN });
         }
+        self.setup.check_room(true).await?;
         let id = meta.next_checkpoint_id();
         // Only a sandbox's start makes the folder of a sprite that never ran, and decides about one that did.
         let machine = match self.running() {
             Some(machine) => machine,
             None => self.start().await?,
         };
-        self.stop("the sprite was stopped for a checkpoint").await?;
+        // From here on nothing writes. That its overlay is still being unmounted hinders nobody but the next start, and
+        // that waits for it.
+        machine.kill("the sprite was stopped for a checkpoint").await?;
         let run = machine.run.clone();
         let (dir, setup, layer) = (self.dir.clone(), self.setup.clone(), id.clone());
         blocking("a checkpoint", move || runs::freeze(&dir, &run, &layer, &setup.trash))
@@ -250,6 +258,7 @@ impl Sprite {
             let _exclusive = exclusive;
             let _life = sprite.life.lock().await;
             sprite.check_open()?;
+            sprite.setup.check_room(false).await?;
             if sprite.meta().head.as_ref() != Some(&id) {
                 // The old run is not of this checkpoint, so from here on it is garbage.
                 let id = id.clone();
@@ -295,6 +304,7 @@ impl Sprite {
                 tracing::warn!(sprite = sprite.meta().name, %error, "its old files stay until the next start");
             } else if let Some(run) = given_up {
                 sprite.setup.trash.take(&sprite.dir.join(run));
+                sprite.sweep().await;
             }
         });
         started.map(drop)
@@ -308,9 +318,8 @@ impl Sprite {
             let _exclusive = exclusive;
             let _life = sprite.life.lock().await;
             sprite.check_open()?;
-            let layer = sprite.dir.join(runs::layer_name(&id));
             sprite.change(move |meta, _| Ok(meta.remove_checkpoint(&id)?)).await?;
-            sprite.setup.trash.take(&layer);
+            sprite.discard_unused();
             Ok(())
         })
         .await
@@ -336,6 +345,7 @@ impl Sprite {
             let _life = sprite.life.lock().await;
             sprite.check_open()?;
             sprite.stop("the sprite was deleted").await?;
+            sprite.flattening.end().await;
             let _writing = sprite.writing.lock().await;
             if !sprite.setup.trash.take(&sprite.dir) {
                 return Err(StoreError::Disk {
@@ -356,6 +366,7 @@ impl Sprite {
             return;
         }
         self.state().closed = Some(Closed::ShuttingDown);
+        self.flattening.end().await;
         let dir = self.dir.clone();
         let parked = match self.stop("the host is shutting down").await {
             Ok(false) => return,
@@ -368,25 +379,6 @@ impl Sprite {
             Err(error) => error.to_string(),
         };
         tracing::warn!(sprite = self.meta().name, error, "the files may not survive this machine's next crash");
-    }
-
-    /// Deletes runs and layers that are not named in `meta.json`.
-    pub(super) async fn sweep(self: &Arc<Self>) {
-        let _life = self.life.lock().await;
-        if self.check_open().is_err() {
-            return;
-        }
-        let meta = self.meta();
-        let kept: BTreeSet<String> =
-            meta.checkpoints.iter().map(|c| runs::layer_name(&c.id)).chain(runs::present(&self.dir)).collect();
-        for folder in ["runs", "layers"] {
-            // Without such a folder there is nothing to sweep.
-            for entry in fs::read_dir(self.dir.join(folder)).into_iter().flatten().flatten() {
-                if !kept.contains(&format!("{folder}/{}", entry.file_name().to_string_lossy())) {
-                    self.setup.trash.take(&entry.path());
-                }
-            }
-        }
     }
 
     pub fn running_sessions(&self) -> Vec<Arc<Session>> {
@@ -405,14 +397,18 @@ impl Sprite {
             dead.released().await?;
         }
         let meta = self.meta();
-        let lower = meta.chain(meta.head.as_deref()).iter().map(|id| runs::layer_name(id)).collect();
+        let lower = self.layers_below(&meta);
+        let next = meta.next_checkpoint_id();
         let (dir, setup, head) = (self.dir.clone(), self.setup.clone(), meta.head);
-        let run = blocking("start", move || runs::prepare(&dir, head.as_deref(), &setup.boot, &setup.trash))
-            .await?
-            .map_err(StoreError::disk("the sprite's folders can't be made"))?;
+        let run = blocking("start", move || {
+            runs::undo_freeze(&dir, head.as_deref(), &setup.boot, &next)?;
+            runs::prepare(&dir, head.as_deref(), &setup.boot, &setup.trash)
+        });
+        let run = run.await?.map_err(StoreError::disk("the sprite's folders can't be made"))?;
         let spec = self.setup.spec(meta.name, self.dir.clone(), lower, run);
         let machine = Machine::start(spec, &self.setup, self.policy.subscribe()).await?;
         self.state().machine = Some(machine.clone());
+        self.flatten_if_long();
         Ok(machine)
     }
 
