@@ -26,6 +26,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
 use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -49,6 +50,10 @@ const HEAD_TIME: Duration = Duration::from_secs(300);
 
 /// Time for requests to end at shutdown, once the sandboxes are stopped.
 const GOODBYE: Duration = Duration::from_secs(3);
+
+/// A client that takes or brings nothing for so long in the middle of something is treated as gone: what serves it
+/// holds a place that others need.
+const STALLED: Duration = Duration::from_secs(120);
 
 /// Pause after `accept` failed, as when no file descriptors are left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -121,7 +126,7 @@ impl Host {
         store.sweep();
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
-        let router = api::router(store.clone(), &token);
+        let router = api::router(store.clone(), &token, stop.clone());
         connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
         tracing::info!(%address, isolation = word(isolation), sprites = store.all().len(), "the sprite host serves");
         Ok(Self { address, isolation, store, stop, connections })
@@ -205,6 +210,10 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
 async fn serve(stream: TcpStream, router: Router, stop: CancellationToken) {
     // Without it small messages wait for acknowledgements. A stream for which it fails is closing anyway.
     let _ = stream.set_nodelay(true);
+    // hyper waits for ever for a client that does not read; the kernel does not. Few would be cut without it.
+    if let Err(error) = sockopt::set_tcp_user_timeout(&stream, STALLED.as_millis() as u32) {
+        tracing::debug!(%error, "a client that stops reading will not be cut off");
+    }
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)

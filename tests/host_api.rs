@@ -3,6 +3,10 @@
 #[path = "host_api/served.rs"]
 mod served;
 
+mod ordinary;
+
+#[path = "host_api/bad_input.rs"]
+mod bad_input;
 #[path = "host_api/checkpoints.rs"]
 mod checkpoints;
 #[path = "host_api/exec.rs"]
@@ -13,3 +17,8 @@ mod files;
 mod layers;
 #[path = "host_api/sprites.rs"]
 mod sprites;
+
+#[test]
+fn again_as_an_ordinary_user() {
+    ordinary::again();
+}

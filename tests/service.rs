@@ -5,10 +5,11 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use janebot::config::{AgentKind, AgentsConfig, AmpConfig, ClaudeConfig};
 use serde_json::Value;
+use tokio::time::Instant;
 
 /// One deployment in a folder of its own.
 struct Jane {

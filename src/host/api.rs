@@ -11,6 +11,7 @@ mod params;
 mod policy;
 mod socket;
 mod sprites;
+mod watch;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ use futures_util::{Stream, StreamExt};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use self::error::ApiError;
 use super::store::Store;
@@ -34,21 +36,31 @@ use super::store::Store;
 const VERSION: &str = "v0.0.1-rc46";
 const VERSION_HEADER: HeaderName = HeaderName::from_static("sprite-version");
 
+/// The type of a reply of JSON objects, one a line.
+const NDJSON: &str = "application/x-ndjson";
+
 /// Bytes of a JSON body.
 const MAX_JSON: usize = 1024 * 1024;
+
+/// Bytes of a refusal that the framework worded.
+const MAX_REFUSAL: usize = 4096;
+
+const NOT_OFFERED: &str = "the embedded sprite host does not offer this; the Sprites cloud does";
 
 /// What the handlers share.
 struct Api {
     store: Arc<Store>,
     /// The token's hash: hashes of a wrong token tell nothing about the right one, however they are compared.
     token: [u8; 32],
+    /// Cancelled when the host is about to stop: streams without an end of their own end by it.
+    stop: CancellationToken,
 }
 
 type Shared = State<Arc<Api>>;
 
 /// The whole API.
-pub fn router(store: Arc<Store>, token: &SecretString) -> Router {
-    let api = Arc::new(Api { store, token: Sha256::digest(token.expose_secret()).into() });
+pub fn router(store: Arc<Store>, token: &SecretString, stop: CancellationToken) -> Router {
+    let api = Arc::new(Api { store, token: Sha256::digest(token.expose_secret()).into(), stop });
     let sprite = Router::new()
         .route("/", get(sprites::get).put(sprites::update).delete(sprites::delete))
         .route("/upgrade", post(sprites::upgrade))
@@ -69,17 +81,10 @@ pub fn router(store: Arc<Store>, token: &SecretString) -> Router {
         .route("/fs/rename", post(files::rename))
         .route("/fs/copy", post(files::copy))
         .route("/fs/chmod", post(files::chmod));
-    let missing = [
-        "/policy/privileges",
-        "/policy/resources",
-        "/services",
-        "/services/{*rest}",
-        "/proxy",
-        "/ports/watch",
-        "/fs/chown",
-        "/fs/watch",
-    ];
+    let missing =
+        ["/policy/privileges", "/policy/resources", "/services", "/services/{*rest}", "/proxy", "/ports/watch"];
     let sprite = missing.into_iter().fold(sprite, |router, path| router.route(path, any(not_implemented)));
+    let sprite = sprite.route("/fs/chown", any(files::not_implemented)).route("/fs/watch", any(files::not_implemented));
     Router::new()
         .route("/v1/organization", get(sprites::organization))
         .route("/v1/sprites", get(sprites::list).post(sprites::create))
@@ -104,12 +109,25 @@ fn prefixed(sprite: Router<Arc<Api>>) -> Router<Arc<Api>> {
 /// Lets only those in who know the token, and names the version on every answer.
 async fn guard(State(api): Shared, request: Request, next: Next) -> Response {
     let mut response = if is_known(&api, request.headers()) {
-        next.run(request).await
+        worded(next.run(request).await).await
     } else {
         ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "the bearer token is missing or wrong").into_response()
     };
     response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
     response
+}
+
+/// Refusals of the framework's own, as of a path that is no UTF-8, are plain text; here they get our shape.
+async fn worded(response: Response) -> Response {
+    let is_plain =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/"));
+    if !response.status().is_client_error() || !is_plain {
+        return response;
+    }
+    let status = response.status();
+    // Too long, or not readable: then the status has to do.
+    let text = axum::body::to_bytes(response.into_body(), MAX_REFUSAL).await.unwrap_or_default();
+    ApiError::new(status, "bad_request", String::from_utf8_lossy(&text)).into_response()
 }
 
 fn is_known(api: &Api, headers: &http::HeaderMap) -> bool {
@@ -122,17 +140,13 @@ fn is_known(api: &Api, headers: &http::HeaderMap) -> bool {
 }
 
 async fn not_implemented() -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "not_implemented",
-        "the embedded sprite host does not offer this; the Sprites cloud does",
-    )
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", NOT_OFFERED)
 }
 
 /// A reply of JSON objects, one a line, each sent when it is there.
 fn ndjson(events: impl Stream<Item = Value> + Send + 'static) -> Response {
     let lines = events.map(|event| Ok::<_, std::convert::Infallible>(Bytes::from(format!("{event}\n"))));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response()
 }
 
 #[cfg(test)]
@@ -153,7 +167,7 @@ mod tests {
         let lock = crate::host::lock::Lock::take(dir.path()).unwrap().unwrap();
         let store =
             Store::open(config, "unused".into(), crate::world::World::real(), lock, Default::default()).unwrap();
-        let api = Api { store: Arc::new(store), token: Sha256::digest("right").into() };
+        let api = Api { store: Arc::new(store), token: Sha256::digest("right").into(), stop: CancellationToken::new() };
         for (value, known) in [
             ("Bearer right", true),
             ("bearer right", true),

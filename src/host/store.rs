@@ -120,6 +120,8 @@ pub enum StoreError {
     TooManySprites { limit: usize },
     #[error("sprite {name} runs {limit} programs, which is its limit; wait for one to end or kill one")]
     TooManyExecs { name: String, limit: usize },
+    #[error("sprite {name} is busy with {limit} file operations, which is its limit; wait for one to end")]
+    TooManyFiles { name: String, limit: usize },
     #[error("sprite {name} has {limit} checkpoints, which is its limit; delete some")]
     TooManyCheckpoints { name: String, limit: usize },
     #[error("the sprite's files are built on {limit} checkpoints, which is the limit; restore an older one first")]

@@ -7,18 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::served::{Frame, Served, exec, serve, serve_with};
-
-/// Waits until the sprite has no session.
-async fn quiet(served: &Served, name: &str) {
-    loop {
-        let (_, list) = served.call(Method::GET, &format!("/sprites/{name}/exec")).await;
-        if list["count"] == 0 {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-}
+use crate::served::{Frame, Served, exec, quiet, serve, serve_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_frames_of_a_program_without_terminal_are_those_of_the_protocol() {

@@ -54,7 +54,8 @@ async fn files_are_written_read_listed_moved_copied_and_deleted() {
     let (status, gone) = served
         .call(Method::DELETE, "/sprites/a/fs/delete?path=%2Fhome%2Fsprite%2Fd&workingDir=%2F&recursive=true")
         .await;
-    assert_eq!((status.as_u16(), gone), (200, json!({"deleted": ["/home/sprite/d"], "count": 1})));
+    let deleted = ["/home/sprite/d", "/home/sprite/d/x.txt", "/home/sprite/d/z.txt"];
+    assert_eq!((status.as_u16(), gone), (200, json!({"deleted": deleted, "count": 3})));
     served.host.shutdown().await;
 }
 
@@ -72,6 +73,7 @@ async fn errors_have_their_code_and_the_status_that_goes_with_it() {
         (Method::DELETE, "delete?path=none", 404, "ENOENT"),
         (Method::PUT, "write?path=none%2Fx&mkdirParents=false", 404, "ENOENT"),
         (Method::PUT, "write?path=full%2Ffile%2Fx&mkdirParents=false", 400, "ENOTDIR"),
+        (Method::PUT, "write?path=full%2Ffile%2Fx", 400, "ENOTDIR"),
         (Method::PUT, "write?path=full", 400, "EISDIR"),
         (Method::PUT, "write?path=%2Fproc%2Fx", 404, "ENOENT"),
         (Method::PUT, "write?path=x&mode=rw", 400, "EINVAL"),
@@ -85,6 +87,28 @@ async fn errors_have_their_code_and_the_status_that_goes_with_it() {
     assert_eq!(served.call(Method::DELETE, "/sprites/a/fs/delete?path=empty&recursive=false").await.0, 200);
     let body = json!({"path": "full", "recursive": true});
     assert_eq!(served.call_with(Method::DELETE, "/sprites/a/fs/delete", body).await.0, 200);
+    served.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_and_changes_of_modes_tell_what_they_affected() {
+    let Some(served) = serve().await else { return };
+    served.create("a").await;
+    served.sh("a", "mkdir -p d/sub; printf 12345 > d/sub/leaf; ln -s leaf d/sub/link").await;
+    let body = json!({"source": "d", "dest": "e", "workingDir": "/home/sprite", "recursive": true});
+    let (_, reply) = served.call_with(Method::POST, "/sprites/a/fs/copy", body).await;
+    let pair = |tail: &str| json!({"source": format!("/home/sprite/d{tail}"), "dest": format!("/home/sprite/e{tail}")});
+    let copied = ["", "/sub", "/sub/leaf", "/sub/link"].map(pair);
+    assert_eq!(
+        reply,
+        json!({"copied": copied, "count": 4, "totalBytes": 5, "source": "/home/sprite/d", "dest": "/home/sprite/e"})
+    );
+    let body = json!({"path": "/home/sprite/e", "mode": "0700", "recursive": true});
+    let (_, reply) = served.call_with(Method::POST, "/sprites/a/fs/chmod", body).await;
+    let affected = ["/home/sprite/e", "/home/sprite/e/sub", "/home/sprite/e/sub/leaf"];
+    assert_eq!(reply, json!({"affected": affected, "count": 3}));
+    let (status, reply) = served.call_with(Method::POST, "/sprites/a/fs/chown", json!({"path": "d", "uid": 0})).await;
+    assert_eq!((status.as_u16(), &reply["code"]), (501, &json!("ENOSYS")), "{reply}");
     served.host.shutdown().await;
 }
 

@@ -134,6 +134,17 @@ pub fn exec(name: &str, script: &str, more: &str) -> String {
     format!("/sprites/{name}/exec?cmd=sh&cmd=-c&cmd={script}{more}")
 }
 
+/// Waits until the sprite has no session.
+pub async fn quiet(served: &Served, name: &str) {
+    loop {
+        let (_, list) = served.call(Method::GET, &format!("/sprites/{name}/exec")).await;
+        if list["count"] == 0 {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     let reply = request.send().await.unwrap();
     assert_eq!(reply.headers()["sprite-version"], "v0.0.1-rc46");

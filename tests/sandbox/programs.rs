@@ -26,7 +26,7 @@ async fn the_environment_holds_nothing_of_the_services() {
     let text = run(&sandbox, command).await;
     let mut keys: Vec<&str> = text.text().lines().filter_map(|l| l.split('=').next()).collect();
     keys.sort_unstable();
-    assert_eq!(keys, ["EXTRA", "HOME", "LANG", "LOGNAME", "PATH", "TERM", "USER"]);
+    assert_eq!(keys, ["EXTRA", "HOME", "LANG", "LOGNAME", "PATH", "SPRITE_BOOT", "TERM", "USER"]);
     assert!(text.text().contains("EXTRA=a=b c") && text.text().contains("LANG=de_DE"));
 }
 
@@ -67,6 +67,8 @@ async fn a_terminal_has_the_size_it_was_given_and_ends_with_its_program() {
     let process = sandbox.spawn(command).await.unwrap();
     let Stdio::Tty(master) = process.stdio else { panic!("no terminal") };
     sandbox.resize(process.pid, 50, 132).await.unwrap();
+    // It is asked for by then, and soon done.
+    until(|| rustix::termios::tcgetwinsize(&master).unwrap().ws_col == 132).await;
     let text = tokio::task::spawn_blocking(move || {
         use std::io::{Read, Write};
         let mut master = std::fs::File::from(master);

@@ -59,7 +59,8 @@ pub async fn restore(State(api): Shared, Path((name, id)): Path<(String, String)
     Ok(ndjson(stream::iter([begun]).chain(ended)))
 }
 
-/// Newest first, below the present files.
+/// Newest first, below the present files. By their order of creation, not by time: a clock may be set back. The
+/// query's `history` and `includeAuto` change nothing: every entry tells its ancestors, and none is made by itself.
 pub async fn list(State(api): Shared, Path(name): Path<String>) -> Result<Json<Vec<Value>>, ApiError> {
     let meta = api.store.get(&name)?.meta();
     let current = json!({

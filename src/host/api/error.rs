@@ -40,6 +40,7 @@ impl ApiError {
             "EACCES" | "EPERM" | "EROFS" => StatusCode::FORBIDDEN,
             "EFBIG" => StatusCode::PAYLOAD_TOO_LARGE,
             "ENOSPC" | "EDQUOT" => StatusCode::INSUFFICIENT_STORAGE,
+            "ENOSYS" => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut failure = Self::new(status, error, error);
@@ -77,6 +78,9 @@ impl From<StoreError> for ApiError {
             StoreError::TooManyExecs { limit, .. } | StoreError::Sandbox(SandboxError::TooMany { limit }) => {
                 new(StatusCode::TOO_MANY_REQUESTS, "concurrent_exec_limit_exceeded").with("limit", limit)
             }
+            StoreError::TooManyFiles { limit, .. } => {
+                new(StatusCode::TOO_MANY_REQUESTS, "concurrent_file_operation_limit_exceeded").with("limit", limit)
+            }
             StoreError::TooManyCheckpoints { limit, .. } => {
                 new(StatusCode::CONFLICT, "checkpoint_limit_exceeded").with("limit", limit)
             }
@@ -100,7 +104,8 @@ impl From<StoreError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.status.is_server_error() {
+        // What is not offered is no failure.
+        if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
             tracing::warn!(status = self.status.as_u16(), error = %json!(self.body), "request failed");
         }
         let retry = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)

@@ -13,6 +13,7 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::ApiError;
 use super::params::{self, Pairs, Params};
@@ -29,6 +30,10 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// Size of a terminal unless asked for otherwise: columns and rows.
 const TERMINAL: (u16, u16) = (80, 24);
+
+/// Time between two frames of a reply to a POST. They have no length: the JS SDK takes what it reads at once for one
+/// frame, and reads all that has come. Programs with much to say are better run over a WebSocket.
+const FRAME_GAP: Duration = Duration::from_millis(5);
 
 /// Where programs start unless asked otherwise.
 const HOME: &str = "/home/sprite";
@@ -219,7 +224,11 @@ pub async fn post(
         }
         Err(error @ StoreError::Sandbox(SandboxError::Spawn { .. })) => {
             let (text, status) = unstartable(&error);
-            stream::iter([Bytes::from(format!("\x02{text}\n")), Bytes::from(vec![3, status])]).right_stream()
+            let exit = stream::once(async move {
+                sleep(FRAME_GAP).await;
+                Bytes::from(vec![3, status])
+            });
+            stream::iter([Bytes::from(format!("\x02{text}\n"))]).chain(exit).right_stream()
         }
         Err(error) => return Err(error.into()),
     };
@@ -229,10 +238,13 @@ pub async fn post(
 
 /// A session's output as frames, with the exit last.
 fn frames(reader: Reader) -> impl futures_util::Stream<Item = Bytes> {
-    stream::unfold(Some(reader), async |reader| {
-        let mut reader = reader?;
-        Some(match reader.next().await {
-            Ok(piece) => (piece.framed(), Some(reader)),
+    stream::unfold(Some((reader, Instant::now())), async |reading| {
+        let (mut reader, not_before) = reading?;
+        let next = reader.next().await;
+        sleep_until(not_before).await;
+        let not_before = Instant::now() + FRAME_GAP;
+        Some(match next {
+            Ok(piece) => (piece.framed(), Some((reader, not_before))),
             Err(status) => (Bytes::from(vec![3, status]), None),
         })
     })

@@ -16,10 +16,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use super::Shared;
 use super::error::ApiError;
 use super::params::{self, Pairs, Params};
+use super::{NOT_OFFERED, Shared};
+use crate::host::STALLED;
 use crate::host::sandbox::{Command, FsOp, Process, Stdio};
 use crate::host::session::CHUNK;
 use crate::host::store::{Machine, Sprite};
@@ -102,14 +104,15 @@ impl Operation {
         serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
     }
 
-    /// Feeds the body to it; the number of bytes. When the body breaks off, the operation is killed: an end of input would tell it that the
-    /// file is whole.
+    /// Feeds the body to it; the number of bytes. When the body breaks off or stalls, the operation is killed: an end
+    /// of input would tell it that the file is whole.
     async fn feed(&mut self, mut body: BodyDataStream) -> Result<u64, ApiError> {
         let Some(mut stdin) = self.stdin.take() else { return Ok(0) };
         let mut written = 0;
-        while let Some(bytes) = body.next().await {
-            let fault = match bytes {
-                Ok(bytes) => {
+        loop {
+            let fault = match timeout(STALLED, body.next()).await {
+                Ok(None) => return Ok(written),
+                Ok(Some(Ok(bytes))) => {
                     written += bytes.len() as u64;
                     if written <= MAX_WRITE {
                         if stdin.write_all(&bytes).await.is_err() {
@@ -120,14 +123,17 @@ impl Operation {
                     }
                     too_large(&self.path)
                 }
-                Err(error) => ApiError::bad_request(format!("the body broke off: {error}")),
+                Ok(Some(Err(error))) => ApiError::bad_request(format!("the body broke off: {error}")),
+                Err(_) => {
+                    let message = format!("the body brought nothing for {} seconds", STALLED.as_secs());
+                    ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+                }
             };
             if let Err(error) = self.machine.kill_tree(self.pid).await {
                 tracing::warn!(%error, "a file operation whose input broke off could not be killed");
             }
             return Err(fault);
         }
-        Ok(written)
     }
 }
 
@@ -276,8 +282,7 @@ pub async fn delete(
         _ => path_of(&query)?,
     };
     let recursive = query.flag("recursive")?.or(body.recursive).unwrap_or(false);
-    run(&sprite, &path, FsOp::Delete { path: path.clone(), recursive }).await?;
-    Ok(Json(json!({"deleted": [path], "count": 1})))
+    Ok(Json(run(&sprite, &path, FsOp::Delete { path: path.clone(), recursive }).await?))
 }
 
 pub async fn rename(State(api): Shared, Path(name): Path<String>, body: Body) -> Result<Json<Value>, ApiError> {
@@ -292,14 +297,11 @@ pub async fn copy(State(api): Shared, Path(name): Path<String>, body: Body) -> R
     let (source, dest) = two(&paths)?;
     let recursive = paths.recursive.unwrap_or(false);
     let op = FsOp::Copy { source: source.clone(), dest: dest.clone(), recursive };
-    let reply = run(&sprite, &source, op).await?;
-    Ok(Json(json!({
-        "copied": [{"source": source, "dest": dest}],
-        "source": source,
-        "dest": dest,
-        "count": 1,
-        "totalBytes": reply.get("totalBytes").and_then(Value::as_u64).unwrap_or(0),
-    })))
+    let mut reply = run(&sprite, &source, op).await?;
+    // Beside what was copied, as documented, what was asked for, which is what the SDKs' types have.
+    reply["source"] = source.into();
+    reply["dest"] = dest.into();
+    Ok(Json(reply))
 }
 
 pub async fn chmod(State(api): Shared, Path(name): Path<String>, body: Body) -> Result<Json<Value>, ApiError> {
@@ -308,8 +310,13 @@ pub async fn chmod(State(api): Shared, Path(name): Path<String>, body: Body) -> 
     check(path)?;
     let path = join(paths.working_dir.as_deref(), path);
     let mode = mode(paths.mode.as_deref().unwrap_or_default())?;
-    run(&sprite, &path, FsOp::Chmod { path: path.clone(), mode, recursive: paths.recursive.unwrap_or(false) }).await?;
-    Ok(Json(json!({"affected": [path], "count": 1})))
+    let op = FsOp::Chmod { path: path.clone(), mode, recursive: paths.recursive.unwrap_or(false) };
+    Ok(Json(run(&sprite, &path, op).await?))
+}
+
+/// What would need root inside, or never ends.
+pub async fn not_implemented() -> ApiError {
+    ApiError::file(NOT_OFFERED, "ENOSYS", "")
 }
 
 fn two(paths: &Paths) -> Result<(String, String), ApiError> {
@@ -327,7 +334,28 @@ async fn run(sprite: &Arc<Sprite>, path: &str, op: FsOp) -> Result<Value, ApiErr
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_joined_path_ends_as_it_was_given_and_starts_at_the_directory(dir in "[/a.]{0,6}", path in "[/a.]{1,8}") {
+            let joined = join(Some(&dir), &path);
+            prop_assert!(joined.ends_with(&path));
+            if path.starts_with('/') || dir.is_empty() {
+                prop_assert_eq!(&joined, &path);
+            } else {
+                prop_assert!(joined.starts_with(dir.trim_end_matches('/')) && joined.contains('/'));
+            }
+        }
+
+        #[test]
+        fn any_path_and_mode_is_taken_or_refused(path: String, text in ".{0,8}") {
+            prop_assert_eq!(check(&path).is_ok(), !path.is_empty() && !path.contains('\0'));
+            prop_assert!(mode(&text).map_or(true, |mode| mode <= 0o7777));
+        }
+    }
 
     #[test]
     fn relative_paths_begin_at_the_working_directory_and_absolute_ones_do_not() {

@@ -56,13 +56,12 @@ pub fn bad_duration(key: &str) -> ApiError {
 
 /// A duration as Go writes it, `1h2m3.5s` or `300ms`; a bare number is seconds.
 pub fn duration(text: &str) -> Option<Duration> {
-    let seconds = |text: &str| {
+    let number = |text: &str| {
         let value: f64 = text.parse().ok()?;
-        let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        (plain && value <= MAX_DURATION.as_secs_f64()).then_some(value)
+        text.bytes().all(|b| b.is_ascii_digit() || b == b'.').then_some(value)
     };
-    if let Some(value) = seconds(text) {
-        return Some(Duration::from_secs_f64(value));
+    if let Some(seconds) = number(text) {
+        return Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= MAX_DURATION);
     }
     let mut rest = text;
     let mut sum = Duration::ZERO;
@@ -78,7 +77,7 @@ pub fn duration(text: &str) -> Option<Duration> {
             "ns" => 1e-9,
             _ => return None,
         };
-        sum = sum.checked_add(Duration::try_from_secs_f64(seconds(&rest[..unit_at])? * factor).ok()?)?;
+        sum = sum.checked_add(Duration::try_from_secs_f64(number(&rest[..unit_at])? * factor).ok()?)?;
         rest = &rest[unit_end..];
     }
     (!text.is_empty() && sum <= MAX_DURATION).then_some(sum)
@@ -118,7 +117,44 @@ pub async fn json<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn query() -> impl Strategy<Value = Vec<(String, String)>> {
+        let key = prop_oneof![Just("flag".to_owned()), Just("n".to_owned()), Just("t".to_owned()), any::<String>()];
+        prop::collection::vec((key, prop_oneof![any::<String>(), "[0-9.hmsn]{0,8}"]), 0..6)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_query_is_read_or_refused_and_no_time_is_out_of_bounds(pairs in query()) {
+            let params = Params(pairs);
+            let _ = params.flag("flag");
+            let _ = params.number("n");
+            if let Ok(Some(time)) = params.duration("t") {
+                prop_assert!(time <= MAX_DURATION);
+            }
+            prop_assert_eq!(params.get("n"), params.all("n").next());
+        }
+
+        #[test]
+        fn durations_are_read_back_as_go_writes_them(ms in 0..(24 * 3600 * 1000_u64)) {
+            let (h, m, s, ms_left) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
+            for text in [format!("{ms}ms"), format!("{h}h{m}m{s}s{ms_left}ms"), format!("{}.{ms_left:03}s", ms / 1000)] {
+                let read = duration(&text).unwrap();
+                prop_assert!(read.abs_diff(Duration::from_millis(ms)) < Duration::from_micros(1), "{}: {:?}", text, read);
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_reading_of_times_and_signals_panic(text in ".{0,20}") {
+            let _ = duration(&text);
+            let _ = signal(&text);
+        }
+    }
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
@@ -128,6 +164,7 @@ mod tests {
             ("1m30s", 90_000),
             ("1h0m0.5s", 3_600_500),
             ("300ms", 300),
+            ("86400000ms", 86_400_000),
             ("10", 10_000),
             ("0", 0),
             ("0s", 0),

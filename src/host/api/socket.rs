@@ -17,6 +17,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::json;
 use sha1::{Digest, Sha1};
@@ -25,6 +26,7 @@ use tokio_websockets::{CloseCode, Limits, Message, ServerBuilder, WebSocketStrea
 
 use super::error::ApiError;
 use super::params;
+use crate::host::STALLED;
 use crate::host::sandbox::SandboxError;
 use crate::host::session::{Input, Reader, Session};
 
@@ -37,11 +39,9 @@ const CAPABILITIES: HeaderName = HeaderName::from_static("x-sprite-capabilities"
 /// Time between signs of life. The JS SDK gives up after 45 s without a message; it does not see pings.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// A client that takes nothing for so long is treated as gone.
-const STALLED: Duration = Duration::from_secs(120);
-
 /// After the close message, the client's own is awaited for so long: closing earlier, with its input unread, would
-/// reset the connection and lose output that is still on its way.
+/// reset the connection and lose output that is still on its way. In this time also a close is sent that answers the
+/// client's own, or tells what was wrong with its last message.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Bytes of one message of input.
@@ -120,14 +120,12 @@ pub async fn serve(socket: Socket, mut reader: Reader, is_owner: bool) {
             }
         }
     };
-    let is_finished = tokio::select! {
-        sent = sending => sent.is_some(),
-        () = receive(&mut from, &session) => false,
-    };
-    drop(reader);
-    if is_finished {
-        linger(&mut from).await;
+    tokio::select! {
+        _ = sending => {}
+        () = receive(&mut from, &session) => {}
     }
+    drop(reader);
+    linger(&mut from).await;
 }
 
 /// Tells a client that its program could not be started, in the form of a program that said so and ended.
@@ -189,42 +187,124 @@ async fn linger(from: &mut SplitStream<Socket>) {
     let _ = timeout(LINGER, async { while let Some(Ok(_)) = from.next().await {} }).await;
 }
 
-/// What a client may say in text. Anything else is ignored.
+/// What a client says in one message.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Input(Bytes),
+    EndOfInput,
+    Resize {
+        cols: u16,
+        rows: u16,
+    },
+    Signal(Signal),
+    /// Nothing that is known. Newer clients may say more, so it is no error.
+    Nothing,
+}
+
+/// What a client may say in text.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Say {
+enum Text {
     Resize { cols: u16, rows: u16 },
     Signal { signal: String },
+}
+
+/// Reads a message. Pure.
+fn read(is_text: bool, tty: bool, payload: Bytes) -> Said {
+    if is_text {
+        return match serde_json::from_slice(&payload) {
+            Ok(Text::Resize { cols, rows }) => Said::Resize { cols, rows },
+            Ok(Text::Signal { signal }) => params::signal(&signal).map_or(Said::Nothing, Said::Signal),
+            Err(_) => Said::Nothing,
+        };
+    }
+    match payload.first() {
+        Some(_) if tty => Said::Input(payload),
+        Some(0) => Said::Input(payload.slice(1..)),
+        Some(4) => Said::EndOfInput,
+        Some(_) | None => Said::Nothing,
+    }
 }
 
 /// Hands on what the client sends, until it leaves.
 async fn receive(from: &mut SplitStream<Socket>, session: &Session) {
     let tty = session.launch.tty.is_some();
     while let Some(Ok(message)) = from.next().await {
-        if let Some(text) = message.as_text() {
-            hear(text, session).await;
-        } else if message.is_binary() {
-            let bytes: Bytes = message.into_payload().into();
-            match bytes.first() {
-                Some(_) if tty => session.input(Input::Data(bytes)).await,
-                Some(0) => session.input(Input::Data(bytes.slice(1..))).await,
-                Some(4) => session.input(Input::End).await,
-                Some(_) | None => {}
+        if !message.is_text() && !message.is_binary() {
+            continue;
+        }
+        let done = match read(message.is_text(), tty, message.into_payload().into()) {
+            Said::Input(bytes) => {
+                session.input(Input::Data(bytes)).await;
+                Ok(())
             }
+            Said::EndOfInput => {
+                session.input(Input::End).await;
+                Ok(())
+            }
+            Said::Resize { cols, rows } => session.resize(cols, rows).map_err(SandboxError::from),
+            Said::Signal(signal) => session.signal(signal).await,
+            Said::Nothing => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::debug!(session = session.launch.id, %error, "a resize or signal came too late");
         }
     }
 }
 
-async fn hear(text: &str, session: &Session) {
-    let done = match serde_json::from_str(text) {
-        Ok(Say::Resize { cols, rows }) => session.resize(cols, rows).map_err(SandboxError::from),
-        Ok(Say::Signal { signal }) => match params::signal(&signal) {
-            Some(signal) => session.signal(signal).await,
-            None => return,
-        },
-        Err(_) => return,
-    };
-    if let Err(error) = done {
-        tracing::debug!(session = session.launch.id, %error, "a resize or signal came too late");
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(text: &str) -> Said {
+        read(true, false, Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn messages_are_told_apart_by_kind_first_byte_and_type() {
+        let binary = |tty, bytes: &'static [u8]| read(false, tty, Bytes::from_static(bytes));
+        assert_eq!(binary(false, b"\0in"), Said::Input("in".into()));
+        assert_eq!(binary(false, b"\x04"), Said::EndOfInput);
+        assert_eq!(binary(true, b"\x04"), Said::Input("\x04".into()));
+        assert_eq!(text(r#"{"type":"resize","cols":120,"rows":40}"#), Said::Resize { cols: 120, rows: 40 });
+        assert_eq!(text(r#"{"type":"signal","signal":"SIGTERM"}"#), Said::Signal(Signal::TERM));
+        for nothing in [&b""[..], b"\x01out", b"\x03\0", b"\xff"] {
+            assert_eq!(binary(false, nothing), Said::Nothing);
+        }
+        for nothing in [
+            "",
+            "resize",
+            "{}",
+            r#"{"type":"release"}"#,
+            r#"{"type":"resize"}"#,
+            r#"{"type":"resize","cols":-1,"rows":40}"#,
+            r#"{"type":"resize","cols":65536,"rows":40}"#,
+            r#"{"type":"signal","signal":"NONSENSE"}"#,
+            r#"{"type":"signal","signal":9}"#,
+        ] {
+            assert_eq!(text(nothing), Said::Nothing, "{nothing}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_read_and_input_is_kept_as_it_is(is_text: bool, tty: bool, bytes: Vec<u8>) {
+            match read(is_text, tty, Bytes::from(bytes.clone())) {
+                Said::Input(input) => {
+                    prop_assert!(!is_text);
+                    prop_assert_eq!(&input[..], if tty { &bytes[..] } else { &bytes[1..] });
+                }
+                Said::EndOfInput => prop_assert!(!is_text && !tty && bytes[0] == 4),
+                Said::Resize { .. } | Said::Signal(_) => prop_assert!(is_text),
+                Said::Nothing => {}
+            }
+        }
+
+        #[test]
+        fn no_text_is_taken_for_input(said in r#"\{"type":"(resize|signal)"(,"(cols|rows|signal)":("?[0-9A-Z-]{0,6}"?)){0,3}\}"#) {
+            prop_assert!(!matches!(text(&said), Said::Input(_) | Said::EndOfInput));
+        }
     }
 }

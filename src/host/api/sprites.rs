@@ -6,16 +6,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::error::ApiError;
 use super::params::{Pairs, Params};
-use super::{Shared, VERSION, params};
+use super::{NDJSON, Shared, VERSION, ndjson, params, watch};
 use crate::host::sandbox::Command;
-use crate::host::store::{Meta, NewSprite, Sprite, Store, UrlSettings, micros};
+use crate::host::store::{MAX_SPRITES, Meta, NewSprite, Sprite, Store, UrlSettings, micros};
 
 /// The organization that all sprites of this host belong to.
 const ORGANIZATION: &str = "local";
@@ -59,20 +60,27 @@ pub async fn get(State(api): Shared, Path(name): Path<String>) -> Result<Json<Va
     Ok(Json(object(&sprite.meta(), &sprite)))
 }
 
-/// A page continues after the name that the last one ended with; that is all the token says.
-pub async fn list(State(api): Shared, Query(query): Pairs) -> Result<Json<Value>, ApiError> {
+/// A page, or with `Accept: application/x-ndjson` the states of all sprites and then their changes.
+pub async fn list(State(api): Shared, Query(query): Pairs, headers: HeaderMap) -> Result<Response, ApiError> {
     let query = Params(query);
     let prefix = query.get("prefix").unwrap_or_default();
-    let after = query.get("continuation_token").unwrap_or_default();
-    let size = match query.get("max_results") {
-        None | Some("") => MAX_PAGE,
+    let asked = match query.get("max_results") {
+        None | Some("") => None,
         Some(text) => {
             let asked: i64 = text.parse().map_err(|_| ApiError::bad_request("max_results must be a number"))?;
-            usize::try_from(asked).unwrap_or(0).clamp(1, MAX_PAGE)
+            Some(usize::try_from(asked).unwrap_or(0).max(1))
         }
     };
-    let mut found = api
-        .store
+    if headers.get(header::ACCEPT).is_some_and(|kinds| kinds.as_bytes().starts_with(NDJSON.as_bytes())) {
+        return Ok(ndjson(watch::changes(api.clone(), prefix.to_owned(), asked.unwrap_or(MAX_SPRITES))));
+    }
+    let after = query.get("continuation_token").unwrap_or_default();
+    Ok(Json(page(&api.store, prefix, after, asked.unwrap_or(MAX_PAGE).min(MAX_PAGE))).into_response())
+}
+
+/// A page continues after the name that the last one ended with; that is all the token says.
+fn page(store: &Store, prefix: &str, after: &str, size: usize) -> Value {
+    let mut found = store
         .all()
         .into_iter()
         .map(|s| (s.meta(), s))
@@ -81,12 +89,12 @@ pub async fn list(State(api): Shared, Query(query): Pairs) -> Result<Json<Value>
     let has_more = found.next().is_some();
     let token = page.last().filter(|_| has_more).map(|(meta, _)| meta.name.as_str()).unwrap_or_default();
     let sprites: Vec<Value> = page.iter().map(|(meta, sprite)| object(meta, sprite)).collect();
-    let mut reply = counters(&api.store);
+    let mut reply = counters(store);
     reply["org"] = reply.clone();
     reply["sprites"] = sprites.into();
     reply["has_more"] = has_more.into();
     reply["next_continuation_token"] = token.into();
-    Ok(Json(reply))
+    reply
 }
 
 pub async fn organization(State(api): Shared) -> Json<Value> {
@@ -167,7 +175,8 @@ pub async fn check(State(api): Shared, Path(name): Path<String>) -> Result<Json<
         "status": status,
         "reason": reason,
         "checked_at": micros(api.store.setup().world.now()),
-        "elapsed": format!("{:?}", begun.elapsed()),
+        // Milliseconds: the SDK that reads it wants a number.
+        "elapsed": begun.elapsed().as_millis() as u64,
     })))
 }
 
@@ -178,7 +187,7 @@ fn object(meta: &Meta, sprite: &Sprite) -> Value {
         "name": meta.name,
         "organization": ORGANIZATION,
         "org_slug": ORGANIZATION,
-        "status": if sprite.is_running() { "running" } else { "cold" },
+        "status": status(sprite),
         "url": "",
         "url_settings": meta.url_settings,
         "labels": meta.labels,
@@ -190,10 +199,16 @@ fn object(meta: &Meta, sprite: &Sprite) -> Value {
     })
 }
 
-fn counters(store: &Store) -> Value {
+/// In the words of the API. There is no `warm` here: what runs is not frozen.
+pub fn status(sprite: &Sprite) -> &'static str {
+    if sprite.is_running() { "running" } else { "cold" }
+}
+
+/// The organization's name, numbers and limits.
+pub fn counters(store: &Store) -> Value {
     let all = store.all();
     let running = all.iter().filter(|sprite| sprite.is_running()).count();
-    let limit = crate::host::store::MAX_SPRITES;
+    let limit = MAX_SPRITES;
     json!({"name": ORGANIZATION, "running": running, "warm": 0, "cold": all.len() - running, "running_limit": limit, "warm_limit": limit})
 }
 

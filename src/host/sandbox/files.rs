@@ -6,10 +6,11 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, linkat};
 use serde_json::{Value, json};
 
 use super::FsOp;
@@ -124,8 +125,8 @@ fn perform(operation: &FsOp, input: &mut File, output: &mut File) -> Result<Opti
             Some(json!({ "affected": affected, "count": affected.len() }))
         }
         FsOp::Delete { path, recursive } => {
-            delete(Path::new(path), *recursive)?;
-            Some(json!({ "deleted": [path], "count": 1 }))
+            let deleted = delete(Path::new(path), *recursive)?;
+            Some(json!({ "deleted": deleted, "count": deleted.len() }))
         }
     })
 }
@@ -171,32 +172,75 @@ fn write(path: &Path, mode: u32, make_parents: bool, input: &mut File) -> Result
         return refuse(path, libc::EINVAL);
     }
     let parent = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if make_parents {
-        fs::create_dir_all(parent).at(path)?;
+    if make_parents && let Err(error) = fs::create_dir_all(parent) {
+        // That something is there already is no news: what matters is that it is no directory.
+        let is_other = error.kind() == io::ErrorKind::AlreadyExists;
+        return if is_other { refuse(path, libc::ENOTDIR) } else { Err(error).at(path) };
     }
-    let (draft, mut file) = new_draft(parent, mode).at(path)?;
+    let mut draft = Draft::new(parent, mode).at(path)?;
     let done = (|| {
-        let size = pour(input, &mut file)?;
+        let size = pour(input, &mut draft.file)?;
         // The mode given at creation is cut by the umask.
-        file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
-        fs::rename(&draft, &place)?;
+        draft.file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
+        draft.place(parent, &place)?;
         Ok::<_, io::Error>(size)
     })();
     if done.is_err() {
-        let _ = fs::remove_file(&draft);
+        draft.discard();
     }
     let size = done.at(path)?;
     Ok(json!({ "path": path, "size": size, "mode": mode_text(mode) }))
 }
 
-/// A file that no one else writes. A name can be taken by one whose writer was killed, and process ids come again.
-fn new_draft(parent: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+/// A file that is being written, in the folder where it will be, and that no one else writes.
+struct Draft {
+    file: File,
+    /// It has none where the file system can do without: then a writer that is killed leaves nothing.
+    name: Option<PathBuf>,
+}
+
+impl Draft {
+    fn new(parent: &Path, mode: u32) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).mode(mode & 0o7777);
+        if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(parent) {
+            return Ok(Self { file, name: None });
+        }
+        // Also where that failed for another reason: it is found again here, and told.
+        let (name, file) = first_free(parent, |name| options.clone().create_new(true).open(name))?;
+        Ok(Self { file, name: Some(name) })
+    }
+
+    /// Puts it where it belongs, in place of what was there.
+    fn place(&mut self, parent: &Path, place: &Path) -> io::Result<()> {
+        let name = match &self.name {
+            Some(name) => name,
+            None => {
+                // By way of /proc: to link a descriptor itself needs a capability.
+                let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                let link = |name: &Path| Ok(linkat(CWD, &unnamed, CWD, name, AtFlags::SYMLINK_FOLLOW)?);
+                self.name.insert(first_free(parent, link)?.0)
+            }
+        };
+        fs::rename(name, place)
+    }
+
+    fn discard(&self) {
+        if let Some(name) = &self.name {
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// Tries names for a draft until one is free. A name can be taken by a file whose writer was killed, and process ids
+/// come again.
+fn first_free<T>(parent: &Path, mut make: impl FnMut(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
     let mut attempt = 0;
     loop {
-        let draft = parent.join(format!(".{}.{attempt}.draft", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).mode(mode & 0o7777).open(&draft) {
+        let name = parent.join(format!(".{}.{attempt}.draft", std::process::id()));
+        match make(&name) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < MAX_ENTRIES => attempt += 1,
-            opened => return Ok((draft, opened?)),
+            made => return Ok((name, made?)),
         }
     }
 }
@@ -324,15 +368,37 @@ fn chmod(path: &Path, mode: u32, recursive: bool, affected: &mut Vec<String>) ->
     fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777)).at(path)
 }
 
-fn delete(path: &Path, recursive: bool) -> Result<()> {
+/// What it deleted: the path, and what was below it unless that was too much to tell.
+fn delete(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
     let metadata = fs::symlink_metadata(path).at(path)?;
+    let mut deleted = vec![path.to_owned()];
     let done = match (metadata.is_dir(), recursive) {
         (false, _) => fs::remove_file(path),
         (true, false) => fs::remove_dir(path),
-        // Goes through descriptors and follows no link.
-        (true, true) => fs::remove_dir_all(path),
+        (true, true) => {
+            // Deleting needs no list, so what can't be listed is deleted all the same.
+            let _ = below(path, &mut deleted).inspect_err(|_| deleted.truncate(1));
+            // Goes through descriptors and follows no link.
+            fs::remove_dir_all(path)
+        }
     };
-    done.at(path)
+    done.at(path)?;
+    Ok(deleted)
+}
+
+/// Adds the paths of all that is in a directory.
+fn below(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
+    for child in children(dir)? {
+        if paths.len() >= MAX_ENTRIES {
+            return refuse(dir, libc::E2BIG);
+        }
+        let is_dir = fs::symlink_metadata(&child).is_ok_and(|metadata| metadata.is_dir());
+        paths.push(child.clone());
+        if is_dir {
+            below(&child, paths)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -342,12 +408,24 @@ mod tests {
     #[test]
     fn what_a_killed_writer_left_is_in_nobodys_way() {
         let dir = tempfile::tempdir().unwrap();
-        let (left, _) = new_draft(dir.path(), 0o600).unwrap();
+        let (left, _) = first_free(dir.path(), |name| File::create_new(name)).unwrap();
         fs::write(dir.path().join("input"), "content").unwrap();
         let mut input = File::open(dir.path().join("input")).unwrap();
         write(&dir.path().join("file"), 0o640, false, &mut input).unwrap();
         assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"content");
         assert!(left.exists());
         assert_eq!(children(dir.path()).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_deletion_tells_what_went() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir_all(top.join("sub")).unwrap();
+        fs::write(top.join("sub/leaf"), "").unwrap();
+        symlink(dir.path(), top.join("link")).unwrap();
+        let expected: Vec<PathBuf> = ["", "link", "sub", "sub/leaf"].map(|tail| top.join(tail)).into();
+        assert_eq!(delete(&top, true).unwrap(), expected);
+        assert!(!top.exists() && dir.path().exists());
     }
 }

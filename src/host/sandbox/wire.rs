@@ -198,4 +198,16 @@ mod tests {
         drop(a);
         assert!(receive::<Event>(&b, FROM_INSIDE_MAX).unwrap().is_none());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_from_inside_are_a_message_or_an_error(bytes in proptest::collection::vec(proptest::num::u8::ANY, 1..FROM_INSIDE_MAX)) {
+            let (a, b) = pair().unwrap();
+            for _ in 0..2 {
+                rustix::net::send(&a, &bytes, SendFlags::empty()).unwrap();
+            }
+            let _ = receive::<Event>(&b, FROM_INSIDE_MAX);
+            let _ = receive::<Report>(&b, FROM_INSIDE_MAX);
+        }
+    }
 }

@@ -112,6 +112,8 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn piece(text: &str) -> Piece {
@@ -158,5 +160,40 @@ mod tests {
         assert!(!log.would_lose(1, &piece("c")));
         assert!(log.would_lose(1, &piece(&"c".repeat(500))));
         assert!(!log.would_lose(2, &piece(&"c".repeat(500))));
+    }
+
+    proptest! {
+        /// As a session does it: nothing is pushed while a client would lose a piece, until that client reads on.
+        #[test]
+        fn a_client_that_is_waited_for_loses_nothing_and_little_is_held(
+            sizes in prop::collection::vec(0_usize..200, 0..50),
+            reads in prop::collection::vec(0_usize..4, 50),
+        ) {
+            let mut log = Log::new(1000);
+            let (mut place, mut seen) = (0, Vec::new());
+            let pieces: Vec<Piece> = sizes.iter().map(|&size| piece(&"x".repeat(size))).collect();
+            for (piece, &reads) in pieces.iter().zip(&reads) {
+                let mut left = reads;
+                while left > 0 || log.would_lose(place, piece) {
+                    left = left.saturating_sub(1);
+                    match log.next(place) {
+                        Next::Piece(piece, after) => {
+                            seen.push(piece);
+                            place = after;
+                        }
+                        Next::Nothing => prop_assert!(!log.would_lose(place, piece)),
+                        Next::End(_) => prop_assert!(false, "it has not ended"),
+                    }
+                }
+                log.push(piece.clone());
+                let held: u64 = log.pieces.iter().skip(1).map(|(_, piece)| piece.cost()).sum();
+                prop_assert!(held <= 1000, "{} held", held);
+            }
+            while let Next::Piece(piece, after) = log.next(place) {
+                seen.push(piece);
+                place = after;
+            }
+            prop_assert_eq!(seen, pieces);
+        }
     }
 }

@@ -148,9 +148,13 @@ impl Sprite {
         Ok((session, reader))
     }
 
-    /// Waits for a place among the file operations.
+    /// Waits for a place among the file operations, at most [`PATIENCE`]: clients that read slowly may hold them all.
     pub async fn file_slot(&self) -> Result<OwnedSemaphorePermit, StoreError> {
-        self.file_slots.clone().acquire_owned().await.map_err(|_| StoreError::Internal("a file operation"))
+        match tokio::time::timeout(PATIENCE, self.file_slots.clone().acquire_owned()).await {
+            // The semaphore is never closed.
+            Ok(slot) => slot.map_err(|_| StoreError::Internal("a file operation")),
+            Err(_) => Err(StoreError::TooManyFiles { name: self.meta().name, limit: FILE_OPERATIONS }),
+        }
     }
 
     /// Starts a program or file operation in the sandbox, starting that first where needed.
