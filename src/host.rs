@@ -12,6 +12,7 @@ mod lock;
 pub mod sandbox;
 mod session;
 mod store;
+mod walls;
 
 use std::fs;
 use std::io;
@@ -35,6 +36,8 @@ use tokio_util::task::TaskTracker;
 use self::lock::Lock;
 use self::sandbox::SandboxError;
 use self::store::Store;
+#[doc(hidden)]
+pub use self::walls::{Trial, Wall, Walls};
 use crate::config::{HostConfig, Isolation};
 use crate::world::World;
 
@@ -86,6 +89,18 @@ impl Host {
     /// Starts serving. `exe` is this program, which becomes the init of each sandbox; `token` is asked of every client.
     /// Proves first that a sandbox can be built, and fails if it can't: there is no weaker one instead.
     pub async fn start(config: HostConfig, exe: PathBuf, token: SecretString, world: World) -> Result<Self, HostError> {
+        Self::start_trial(config, exe, token, world, Trial::default()).await
+    }
+
+    /// As [`Host::start`], for tests that take walls away or stand in for the world outside.
+    #[doc(hidden)]
+    pub async fn start_trial(
+        config: HostConfig,
+        exe: PathBuf,
+        token: SecretString,
+        world: World,
+        trial: Trial,
+    ) -> Result<Self, HostError> {
         if !config.listen.ip().is_loopback() {
             return Err(HostError::NotLoopback(config.listen));
         }
@@ -105,7 +120,7 @@ impl Host {
                 "isolation is OFF: programs in sprites run as this user on this machine, and network policies do not hold"
             ),
         }
-        let store = Arc::new(Store::open(config, exe, world, lock).map_err(unusable)?);
+        let store = Arc::new(Store::open(config, exe, world, lock, trial).map_err(unusable)?);
         let listener = TcpListener::bind(address).await.map_err(|source| HostError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| HostError::Listen { address, source })?;
         store.sweep();

@@ -35,7 +35,7 @@ pub enum JournalError {
         "the journal {path} is damaged ({message}): restore it from a backup, or move it away to start with an empty one"
     )]
     Corrupt { path: String, message: String },
-    #[error("the journal {path} can't be opened ({message}): check that the folder exists and is writable")]
+    #[error("the journal {path} can't be opened ({message}): check that the folder exists, is writable and has room")]
     Open { path: String, message: String },
     /// A write or read failed; nothing was half-written.
     #[error("the journal can't be used ({message})")]

@@ -343,7 +343,11 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
             Done::Job(end) => {
                 state.job = None;
                 match end {
-                    WorkEnd::Over(end) => Event::JobOver(end),
+                    WorkEnd::Over => Event::JobOver(JobEnd::Ran),
+                    WorkEnd::Untouched(receipt) => {
+                        state.receipt = Some(*receipt);
+                        Event::JobOver(JobEnd::Untouched)
+                    }
                     WorkEnd::HandBack { granted, failure, blame } => {
                         state.note = Some(failure.clone());
                         self.give_back(granted, failure, state);
@@ -455,6 +459,7 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
     }
 
     fn offer(&self, myself: &ActorRef<RunnerMsg>, state: &State) {
+        debug_assert!(state.receipt.is_some(), "a runner is offered with the proof that it is clean");
         if let Some(pool) = &state.pool {
             // A pool manager that is gone has a successor, which will be offered to.
             let _ = pool.cast(PoolMsg::Offer { runner: self.context.name.clone(), actor: myself.clone() });

@@ -165,7 +165,8 @@ mod tests {
             limits: crate::config::Limits::default(),
         };
         let lock = crate::host::lock::Lock::take(dir.path()).unwrap().unwrap();
-        let store = Store::open(config, "unused".into(), crate::world::World::real(), lock).unwrap();
+        let store =
+            Store::open(config, "unused".into(), crate::world::World::real(), lock, Default::default()).unwrap();
         let api = Api { store: Arc::new(store), token: Sha256::digest("right").into(), stop: CancellationToken::new() };
         for (value, known) in [
             ("Bearer right", true),

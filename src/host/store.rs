@@ -32,6 +32,7 @@ pub use self::sprite::Sprite;
 use self::trash::Trash;
 use super::lock::Lock;
 use super::sandbox::{SandboxError, SandboxSpec};
+use super::walls::Trial;
 use crate::config::HostConfig;
 use crate::sprites::NetworkPolicy;
 use crate::world::World;
@@ -45,6 +46,7 @@ pub struct Setup {
     /// The program that becomes a sandbox's init.
     pub exe: PathBuf,
     pub world: World,
+    pub trial: Trial,
     /// The kernel's id of the present boot.
     boot: String,
     trash: Trash,
@@ -135,13 +137,14 @@ impl StoreError {
 
 impl Store {
     /// Reads what is there. No sandbox is started, and nothing is deleted before this returns.
-    pub fn open(config: HostConfig, exe: PathBuf, world: World, lock: Lock) -> io::Result<Self> {
+    pub fn open(config: HostConfig, exe: PathBuf, world: World, lock: Lock, trial: Trial) -> io::Result<Self> {
         let root = config.state_dir.join("sprites");
         fs::create_dir_all(&root)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         let trash = Trash::open(&config.state_dir, world.clone())?;
         let last_session = AtomicU64::new(u64::try_from(world.now().as_millisecond()).unwrap_or_default());
-        let setup = Arc::new(Setup { config, exe, world, boot, trash, last_session, lock: Mutex::new(Some(lock)) });
+        let setup =
+            Arc::new(Setup { config, exe, world, trial, boot, trash, last_session, lock: Mutex::new(Some(lock)) });
         let own_probe = format!("probe.{}", std::process::id());
         for entry in fs::read_dir(&setup.config.state_dir)? {
             let entry = entry?;

@@ -13,6 +13,8 @@ use crate::sprites::{NetworkPolicy, Output, Sprites, SpritesError};
 
 /// The verification script takes milliseconds once the machine answers.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the old machine may go on answering after a restore is said to be complete, before that is called a lie.
+const LINGERS_FOR: Duration = Duration::from_secs(15);
 /// The mark is a help, so it waits for nobody.
 const MARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a machine may take to answer after a restore: on the Sprites cloud it restarts asynchronously.
@@ -42,16 +44,16 @@ pub async fn make_clean<S: Sprites, J: Journal>(
             sprite.id, row.sprite_id
         )));
     }
-    sprites.set_policy(name, &plan.policy).await?;
     let canaries: Vec<&str> =
         row.canary.iter().chain(mark.iter().map(|mark| &mark.canary)).map(String::as_str).collect();
-    let seen = look(sprites, name, &canaries).await?;
-    let policy = sprites.policy(name).await?;
     let boots_before: Vec<&str> = match restore {
         true => [row.boot.as_str()].into_iter().chain(mark.iter().map(|mark| mark.boot.as_str())).collect(),
         false => Vec::new(),
     };
-    let evidence = contradictions(&boots_before, &row.fingerprint, plan, &seen, &policy);
+    let (seen, mut evidence) = look(sprites, name, &canaries, &boots_before, restore).await?;
+    sprites.set_policy(name, &plan.policy).await?;
+    let policy = sprites.policy(name).await?;
+    evidence.extend(contradictions(&row.fingerprint, plan, &seen, &policy));
     if !evidence.is_empty() {
         return Err(Trouble::Lied { evidence: evidence.join("; ") });
     }
@@ -98,26 +100,45 @@ async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
     Some(Mark { boot: scripts::checked(&output.stdout)?, canary })
 }
 
-/// Runs the verification script, waiting for a machine that is coming back.
-async fn look<S: Sprites>(sprites: &S, name: &str, canaries: &[&str]) -> Result<Verified, Trouble> {
-    let until = Instant::now() + COMES_BACK_WITHIN;
+/// Runs the verification script, waiting for a machine that is coming back; gives what it saw and, where there are any,
+/// the signs of the time before the restore.
+///
+/// On the Sprites cloud a restore goes on after its stream has said `complete`, so for a while the old machine may still
+/// be the one that answers.
+async fn look<S: Sprites>(
+    sprites: &S,
+    name: &str,
+    canaries: &[&str],
+    boots_before: &[&str],
+    restored: bool,
+) -> Result<(Verified, Vec<String>), Trouble> {
+    let began = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
         let tried = async {
             let exec = sprites.exec(name, scripts::verify(canaries, VERIFY_TIMEOUT)).await?;
             exec.output(scripts::OUTPUT_LIMIT).await
         };
-        let error = match tried.await {
-            Ok(output) => return parse(&output),
-            Err(error) => error,
-        };
-        // The script only looks, so it may be run again whatever became of the last one.
-        let worth_waiting = matches!(
-            error,
-            SpritesError::Broken { .. } | SpritesError::OutcomeUnknown { .. } | SpritesError::RateLimited { .. }
-        );
-        if !worth_waiting || Instant::now() + pause >= until {
-            return Err(error.into());
+        match tried.await {
+            Ok(output) => {
+                let seen = parse(&output)?;
+                let signs = signs_of_before(boots_before, &seen);
+                if signs.is_empty() || !restored || began.elapsed() + pause >= LINGERS_FOR {
+                    return Ok((seen, signs));
+                }
+            }
+            Err(error) => {
+                // The script only looks, so it may be run again whatever became of the last one.
+                let worth_waiting = matches!(
+                    error,
+                    SpritesError::Broken { .. }
+                        | SpritesError::OutcomeUnknown { .. }
+                        | SpritesError::RateLimited { .. }
+                );
+                if !worth_waiting || began.elapsed() + pause >= COMES_BACK_WITHIN {
+                    return Err(error.into());
+                }
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
@@ -135,14 +156,8 @@ fn parse(output: &Output) -> Result<Verified, Trouble> {
     }
 }
 
-/// Everything that a clean machine would not show.
-fn contradictions(
-    boots_before: &[&str],
-    fingerprint: &str,
-    plan: &BuildPlan,
-    seen: &Verified,
-    policy: &NetworkPolicy,
-) -> Vec<String> {
+/// What only the machine from before the restore would show.
+fn signs_of_before(boots_before: &[&str], seen: &Verified) -> Vec<String> {
     let mut found = Vec::new();
     if seen.canary_present {
         found.push("a canary from before the restore is still there".to_owned());
@@ -150,6 +165,12 @@ fn contradictions(
     if boots_before.contains(&seen.boot.as_str()) {
         found.push("the machine was not restarted".to_owned());
     }
+    found
+}
+
+/// What else a clean machine would not show.
+fn contradictions(fingerprint: &str, plan: &BuildPlan, seen: &Verified, policy: &NetworkPolicy) -> Vec<String> {
+    let mut found = Vec::new();
     if !same_rules(policy, &plan.policy) {
         found.push("the network policy read back differs from the one that was set".to_owned());
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, info_span, warn};
 
 use super::build::BuildPlan;
-use super::state::{Blame, JobEnd};
+use super::state::Blame;
 use super::{Context, RunnerMsg, Trouble, collect, scripts};
 use crate::agent::{AgentEvent, AgentReader, JobFile, Launch};
 use crate::job::JobSpec;
@@ -34,8 +34,10 @@ const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How the work ended, for the runner.
 #[derive(Debug)]
 pub enum WorkEnd {
-    /// The owner has its last event.
-    Over(JobEnd),
+    /// The owner has its last event, and the sprite may have been touched.
+    Over,
+    /// The owner has its last event, and nothing of the job reached the sprite: its receipt still holds.
+    Untouched(Box<Receipt>),
     /// The agent's process never existed; the ticket goes back to the queue.
     HandBack { granted: Granted, failure: String, blame: Blame },
 }
@@ -53,14 +55,14 @@ pub async fn work<S: Sprites, J: Journal>(
     let ticket = &granted.ticket;
     if ticket.is_cancelled() {
         ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
-        return WorkEnd::Over(JobEnd::Untouched);
+        return WorkEnd::Untouched(Box::new(receipt));
     }
     let queue_wait = ticket.asked_at.elapsed();
     let launch = match plan.launch(&spec) {
         Ok(launch) => launch,
         Err(message) => {
             ticket.tell(JobEvent::NotStarted(NotStarted::Unsuitable { message }));
-            return WorkEnd::Over(JobEnd::Untouched);
+            return WorkEnd::Untouched(Box::new(receipt));
         }
     };
     ticket.tell(JobEvent::Granted { runner: context.name.clone() });
@@ -70,7 +72,7 @@ pub async fn work<S: Sprites, J: Journal>(
     let leased = context.journal.lease(&spec.job, &context.name, receipt.fence, &canary, context.world.now()).await;
     if let Err(error) = leased {
         ticket.tell(JobEvent::NotStarted(NotStarted::Journal { message: error.to_string() }));
-        return WorkEnd::Over(JobEnd::Untouched);
+        return WorkEnd::Untouched(Box::new(receipt));
     }
 
     let began = Instant::now();
@@ -83,7 +85,7 @@ pub async fn work<S: Sprites, J: Journal>(
     match checked {
         None => {
             ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
-            return WorkEnd::Over(JobEnd::Ran);
+            return WorkEnd::Over;
         }
         Some(Err(trouble)) => return hand_back(&context, granted, trouble).await,
         Some(Ok(())) => {}
@@ -107,7 +109,7 @@ pub async fn work<S: Sprites, J: Journal>(
             let ended = RunEnd::OutcomeUnknown { message: error.to_string() };
             let report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
             ticket.tell(JobEvent::Finished(Box::new(report)));
-            return WorkEnd::Over(JobEnd::Ran);
+            return WorkEnd::Over;
         }
     };
     let mut running = Running { context: &context, granted: &granted, exec, reader, stop, last_news: None };
@@ -121,7 +123,7 @@ pub async fn work<S: Sprites, J: Journal>(
         report.collect = began.elapsed();
     }
     ticket.tell(JobEvent::Finished(Box::new(report)));
-    WorkEnd::Over(JobEnd::Ran)
+    WorkEnd::Over
 }
 
 /// One round trip that shows the machine alive and writes the job's settings.

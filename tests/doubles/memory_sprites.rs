@@ -323,8 +323,22 @@ impl Sprites for MemorySprites {
     }
 
     async fn restore(&self, name: &str, checkpoint: &CheckpointId) -> Result<()> {
-        let id = checkpoint.clone();
-        let effect = move |cloud: &mut Cloud, client: &Client, name: &str| cloud.restore(client, name, &id);
+        let (shared, id) = (Arc::clone(&self.cloud), checkpoint.clone());
+        let effect = move |cloud: &mut Cloud, client: &Client, name: &str| {
+            let Some(delay) = cloud.restore_is_late(name)? else { return cloud.restore(client, name, &id) };
+            let (client, name, machine) = (client.clone(), name.to_owned(), cloud.machine(name)?.id.clone());
+            tokio::spawn(async move {
+                sleep(delay).await;
+                let mut cloud = lock(&shared);
+                // Another machine may have the name by now.
+                if cloud.machines.get(&name).is_none_or(|present| present.id != machine) {
+                    return;
+                }
+                let done = cloud.restore(&client, &name, &id);
+                cloud.note(&format!("the late restore of {name} is done: {done:?}"));
+            });
+            Ok(())
+        };
         self.call(Op::Restore, name, checkpoint.as_str(), effect).await
     }
 

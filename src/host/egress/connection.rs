@@ -11,8 +11,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
-use super::policy::{self, Decision};
+use super::policy::Decision;
 use super::{Gate, MAX_CONNECTIONS, address, hello};
+use crate::host::walls::Wall;
 
 /// Port of TLS: the hello must name the host that was resolved.
 const TLS: u16 = 443;
@@ -73,8 +74,12 @@ pub(super) async fn serve(gate: Arc<Gate>, mut client: TcpStream, port: u16) {
     let Ok(_permit) = gate.connections.try_acquire() else {
         return gate.ledger.too_many_connections(MAX_CONNECTIONS);
     };
-    let Some(name) = gate.name_of(local.ip()) else {
-        return gate.ledger.unknown_address(SocketAddr::new(local.ip(), port));
+    let name = match gate.name_of(local.ip()) {
+        Some(name) => name,
+        None if gate.walls.has(Wall::UnknownAddresses) => {
+            return gate.ledger.unknown_address(SocketAddr::new(local.ip(), port));
+        }
+        None => local.ip().to_string().into(),
     };
     let result = tokio::select! {
         // First the policy: it is asked before anything is done, and whenever it changes.
@@ -92,7 +97,7 @@ pub(super) async fn serve(gate: Arc<Gate>, mut client: TcpStream, port: u16) {
 /// stays in force.
 async fn denied(gate: &Gate, name: &str) {
     let mut policy = gate.policy.clone();
-    if policy.wait_for(|policy| policy::decide(policy, name) == Decision::Deny).await.is_err() {
+    if policy.wait_for(|policy| gate.decide(policy, name) == Decision::Deny).await.is_err() {
         std::future::pending().await
     }
 }
@@ -102,7 +107,7 @@ async fn connect_and_relay(gate: &Arc<Gate>, client: &mut TcpStream, name: &str,
         (Some(target), GRANTS) => (dial(gate, &target.host, target.port, Addresses::Any).await?, Vec::new()),
         (Some(_), _) => return Err(Refusal::GrantPort),
         (None, GRANTS) => return Err(Refusal::Port),
-        (None, TLS) => {
+        (None, TLS) if gate.walls.has(Wall::ServerName) => {
             let hello = hello::read(client).await?;
             if hello.server_name != name {
                 return Err(Refusal::OtherServerName(hello.server_name));
@@ -133,7 +138,8 @@ enum Addresses {
 async fn dial(gate: &Arc<Gate>, host: &str, port: u16, allowed: Addresses) -> Result<TcpStream, Refusal> {
     let found = lookup(gate, host, port).await.map_err(Refusal::Unresolved)?;
     let first = *found.first().ok_or(Refusal::NoAddress)?;
-    let usable = |&ip: &IpAddr| allowed == Addresses::Any || (address::is_public(ip) && !address::is_own(ip));
+    let any = allowed == Addresses::Any || !gate.walls.has(Wall::SpecialAddresses);
+    let usable = |&ip: &IpAddr| any || (address::is_public(ip) && !address::is_own(ip));
     let mut failure = Refusal::SpecialAddress(first);
     for ip in found.into_iter().filter(usable).take(MAX_DIALS) {
         let connecting = gate.resolver.connect(SocketAddr::new(ip, port));

@@ -2,7 +2,8 @@
 //!
 //! The skeleton is a small frozen layer per sprite: the directories that get mounted over, the home, and the few files
 //! of /etc that describe the sandbox rather than this machine. Below it is either nothing, and this machine's own
-//! system directories are mounted over it read-only from a list of names ([`MACHINE_DIRS`], [`MACHINE_FILES`]); or the
+//! system directories are mounted over it read-only from a list of names ([`MACHINE_DIRS`], [`MACHINE_FILES`], of which
+//! the single files are copied); or the
 //! operator's root directory, whose /etc/passwd and /etc/group are taken over with the sprite's user added.
 //!
 //! Runs in the helper, with the service's own ids, in the sprite's folder.
@@ -25,7 +26,7 @@ const FIRST_ID: u32 = 1_000_000;
 /// Ends the search for free ids; a machine does not hold more sprites.
 const MAX_SPRITES: u32 = 10_000;
 /// Part of the skeleton's name, so that a newer version of this program builds its own.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// This machine's directories that hold programs: those at the root that exist, as links or mounts, as they are here.
 pub(super) const MACHINE_DIRS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -128,7 +129,31 @@ pub(super) fn prepare(setup: &Setup, owners: &Owners) -> io::Result<String> {
         skeleton(draft, setup, owners)?;
         fs::rename(draft, &name)?;
     }
+    if setup.rootfs.is_none() {
+        refresh(Path::new(&name), owners)?;
+    }
     Ok(name)
+}
+
+/// Brings the skeleton's copies of this machine's files up to date: an upgrade of the machine may have moved the
+/// libraries that its programs need.
+fn refresh(skeleton: &Path, owners: &Owners) -> io::Result<()> {
+    for name in MACHINE_FILES {
+        let here = Path::new("/").join(name);
+        let copy = skeleton.join(name);
+        let (Ok(now), Ok(then)) = (fs::symlink_metadata(&here), fs::symlink_metadata(&copy)) else { continue };
+        if !now.is_file() || (now.modified()?, now.len()) == (then.modified()?, then.len()) {
+            continue;
+        }
+        // Beside and renamed, for a sandbox that is on its way out may still look at the old one.
+        let draft = skeleton.join("etc/.new");
+        fs::copy(&here, &draft)?;
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o644))?;
+        chown(&draft, Some(owners.root.0), Some(owners.root.1))?;
+        File::options().write(true).open(&draft)?.set_modified(now.modified()?)?;
+        fs::rename(&draft, &copy)?;
+    }
+    Ok(())
 }
 
 fn skeleton(at: &Path, setup: &Setup, owners: &Owners) -> io::Result<()> {

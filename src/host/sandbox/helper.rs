@@ -17,6 +17,7 @@ use super::base::{self, Owners};
 use super::sys::{self, Fault, Step};
 use super::wire::{self, Report, Setup};
 use super::{confine, init, network, root};
+use crate::host::walls::Wall;
 
 /// How the service calls the helper. Nobody else gives a program this name.
 pub(super) const ARG0: &str = "janebot-sandbox-init";
@@ -84,7 +85,12 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
     let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     std::env::set_current_dir(&setup.dir).step("enter the sprite's folder")?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let base_id = if uid == 0 { Some(base::assign_ids(ID_RANGE).step("assign user ids to the sprite")?) } else { None };
+    let standing = &setup.standing;
+    let base_id = match uid {
+        0 if standing.has(Wall::UserIds) => Some(base::assign_ids(ID_RANGE).step("assign user ids to the sprite")?),
+        0 => Some(0),
+        _ => None,
+    };
     let owners = match base_id {
         Some(base) => Owners { root: (base, base), sprite: (base + base::SPRITE_ID, base + base::SPRITE_ID) },
         None => Owners { root: (uid, gid), sprite: (uid, gid) },
@@ -92,13 +98,17 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
     let skeleton = base::prepare(setup, &owners).step("prepare the sprite's folder")?;
 
     let mapper = base_id.map(Mapper::start).transpose().step("start the id mapper")?;
-    let namespaces = UnshareFlags::NEWUSER
-        | UnshareFlags::NEWNS
-        | UnshareFlags::NEWPID
-        | UnshareFlags::NEWNET
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+    let namespaces = [
+        (Wall::PidNamespace, UnshareFlags::NEWPID),
+        (Wall::NetworkNamespace, UnshareFlags::NEWNET),
+        (Wall::IpcNamespace, UnshareFlags::NEWIPC),
+        (Wall::UtsNamespace, UnshareFlags::NEWUTS),
+        (Wall::CgroupNamespace, UnshareFlags::NEWCGROUP),
+    ];
+    // Without these two nothing of the rest could be made.
+    let always = UnshareFlags::NEWUSER | UnshareFlags::NEWNS;
+    let namespaces =
+        namespaces.iter().filter(|(wall, _)| standing.has(*wall)).fold(always, |all, (_, flag)| all | *flag);
     // SAFETY: the flag that would be a danger, FILES, is not among them.
     unsafe { rustix::thread::unshare_unsafe(namespaces) }.step("make namespaces")?;
     // While this process still has the ids of the service: a base may lie where only the service can go.
@@ -114,7 +124,7 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
         }
         None => map_self(uid, gid).step("map user ids")?,
     }
-    let sockets = network::build(&setup.ports)?;
+    let sockets = if standing.has(Wall::NetworkNamespace) { network::build(&setup.ports)? } else { Vec::new() };
 
     match sys::fork_sibling().step("start init")? {
         Some((pid, pidfd)) => {
@@ -126,8 +136,10 @@ fn enclosed(control: &OwnedFd, setup: &Setup) -> Result<std::convert::Infallible
         None => {
             drop(sockets);
             let file_systems = root::build(setup, &skeleton, rootfs)?;
-            sys::set_host_name(&setup.name).step("set the host name")?;
-            confine::confine(&setup.caps, base_id.is_some())?;
+            if standing.has(Wall::UtsNamespace) {
+                sys::set_host_name(&setup.name).step("set the host name")?;
+            }
+            confine::confine(&setup.caps, base_id.is_some(), standing)?;
             let roots: Vec<BorrowedFd<'_>> = file_systems.iter().map(AsFd::as_fd).collect();
             wire::send(control, &Report::Ready, &roots).step("report to the service")?;
             drop(file_systems);

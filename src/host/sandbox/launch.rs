@@ -23,6 +23,7 @@ use super::wire::{self, Caps, Report, Setup};
 use super::{NetworkFds, SandboxError, SandboxSpec, remedy, watch as watcher};
 use crate::config::Isolation;
 use crate::host::layers::{self, MAX_CHAIN};
+use crate::host::walls::{Wall, Walls};
 
 /// From start to ready takes milliseconds; a machine that needs longer than this is not going to get there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -54,6 +55,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub spec: SandboxSpec,
+    pub standing: Walls,
     pub control: AsyncFd<OwnedFd>,
     pidfd: OwnedFd,
     /// Init's process id on this machine.
@@ -85,6 +87,15 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start_with(helper: &Path, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        Self::start_trial(helper, spec, &Walls::default()).await
+    }
+
+    /// As [`Sandbox::start_with`], with walls taken away.
+    pub(in crate::host) async fn start_trial(
+        helper: &Path,
+        spec: SandboxSpec,
+        standing: &Walls,
+    ) -> Result<Self, SandboxError> {
         if spec.lower.len() > MAX_CHAIN {
             let (found, name) = (spec.lower.len(), &spec.name);
             return Err(SandboxError::Start(format!(
@@ -111,7 +122,11 @@ impl Sandbox {
             .map_err(|e| SandboxError::Start(format!("the helper {} can't be executed: {e}", helper.display())))?;
         let control = channel(control)?;
         // Before it does anything; all that comes from it stays in the group.
-        let group = child.id().filter(|_| walls).and_then(|pid| Group::enclose(pid, spec.limits.memory)).map(Arc::new);
+        let group = child
+            .id()
+            .filter(|_| walls && standing.has(Wall::MemoryLimit))
+            .and_then(|pid| Group::enclose(pid, spec.limits.memory))
+            .map(Arc::new);
         let setup = Setup {
             name: spec.name.clone(),
             dir: spec.dir.clone(),
@@ -127,9 +142,10 @@ impl Sandbox {
                 open_files: spec.limits.open_files,
             },
             walls,
+            standing: standing.clone(),
         };
         send(&control, &setup, &[]).await?;
-        let born = timeout(START_TIMEOUT, Birth::attend(&control, &spec.ports, walls))
+        let born = timeout(START_TIMEOUT, Birth::attend(&control, &spec.ports, walls, standing))
             .await
             .map_err(|_| SandboxError::Start(format!("it was not ready within {} s", START_TIMEOUT.as_secs())))??;
         // Without walls the helper stays, as init; it is a child of this process like any init.
@@ -147,6 +163,7 @@ impl Sandbox {
         let (released_tx, released) = watch::channel(false);
         let inner = Arc::new(Inner {
             spec,
+            standing: standing.clone(),
             control,
             pidfd: pidfd.try_clone()?,
             init: born.pid,
@@ -305,7 +322,12 @@ struct Birth {
 }
 
 impl Birth {
-    async fn attend(control: &AsyncFd<OwnedFd>, ports: &[u16], walls: bool) -> Result<Self, SandboxError> {
+    async fn attend(
+        control: &AsyncFd<OwnedFd>,
+        ports: &[u16],
+        walls: bool,
+        standing: &Walls,
+    ) -> Result<Self, SandboxError> {
         let (mut born, mut ready) = (None, None);
         // The helper's word and init's may come in either order.
         while born.is_none() || ready.is_none() {
@@ -324,13 +346,16 @@ impl Birth {
         if !walls {
             return Ok(Self { pid, owner, pidfd: None, network: None, file_systems });
         }
+        if init.is_none() || file_systems.is_empty() {
+            return Err(bad_report());
+        }
+        if !standing.has(Wall::NetworkNamespace) {
+            return Ok(Self { pid, owner, pidfd: init, network: None, file_systems });
+        }
         let mut next = || fds.next().ok_or_else(bad_report);
         let (dns_udp, dns_tcp) = (next()?, next()?);
         let listeners = ports.iter().map(|&port| Ok((port, next()?))).collect::<Result<_, SandboxError>>()?;
         let network = Some(NetworkFds { dns_udp, dns_tcp, listeners });
-        if init.is_none() || file_systems.is_empty() {
-            return Err(bad_report());
-        }
         Ok(Self { pid, owner, pidfd: init, network, file_systems })
     }
 }

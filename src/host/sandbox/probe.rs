@@ -72,7 +72,13 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
     };
     sandbox.stop().await?;
 
-    let base = rootfs.map_or("this machine's system directories, read-only".into(), |p| p.display().to_string());
+    let mut base = rootfs.map_or("this machine's system directories, read-only".into(), |p| p.display().to_string());
+    if let (None, Some(place)) = (rootfs, mounted_below_usr()) {
+        base.push_str(&format!(
+            " (with {place} mounted below /usr, sprites share its files with the machine: they can hear of their use and \
+             signal to each other by locking them; HOST_ROOTFS avoids it)"
+        ));
+    }
     let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
     Ok(vec![
         format!(
@@ -85,6 +91,13 @@ async fn attempt(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Resul
         format!("memory limit: {memory}"),
         "disk limit: measured every few seconds, a sprite above it is ended".into(),
     ])
+}
+
+/// A file system that keeps sprites from seeing /usr through inodes of their own.
+fn mounted_below_usr() -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let place = |line: &str| line.split(' ').nth(4).filter(|place| place.starts_with("/usr/")).map(str::to_owned);
+    mounts.lines().find_map(place)
 }
 
 async fn start(exe: Option<&Path>, dir: &Path, rootfs: Option<&Path>) -> Result<Sandbox, SandboxError> {

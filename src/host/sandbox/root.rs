@@ -17,6 +17,7 @@ use rustix::mount::{
 use super::base;
 use super::sys::{self, Fault, Step};
 use super::wire::Setup;
+use crate::host::walls::{Wall, Walls};
 
 /// Bytes of /run: sockets, pid files and locks.
 const RUN_BYTES: u64 = 16 << 20;
@@ -49,11 +50,12 @@ const SAFE_READ_ONLY: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDO
 pub(super) fn build(setup: &Setup, skeleton: &str, rootfs: Option<OwnedFd>) -> Result<Vec<OwnedFd>, Fault> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).step("make mounts private")?;
     let root = overlay(setup, skeleton, rootfs.as_ref()).step("mount the overlay")?;
+    let standing = &setup.standing;
     if rootfs.is_none() {
-        machine(&root).step("mount this machine's system directories")?;
+        machine(&root, skeleton, standing).step("mount this machine's system directories")?;
     }
-    proc(&root)?;
-    let shm = dev(&root, setup.caps.memory / 4).step("build /dev")?;
+    proc(&root, standing)?;
+    let shm = dev(&root, setup.caps.memory / 4, standing).step("build /dev")?;
     let tmp = tmpfs(setup.caps.memory / 2, "1777").step("mount /tmp")?;
     attach_at(&tmp, &root, "tmp").step("mount /tmp")?;
     let run = tmpfs(RUN_BYTES, "1777").step("mount /run")?;
@@ -74,7 +76,8 @@ fn overlay(setup: &Setup, skeleton: &str, rootfs: Option<&OwnedFd>) -> io::Resul
     let options = format!("lowerdir={},upperdir={run}/up,workdir={run}/work,userxattr,volatile", lower.join(":"));
     let at = format!("{run}/root");
     let (at_c, options) = (sys::c_path(&at)?, sys::c_path(&options)?);
-    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    let no_suid = if setup.standing.has(Wall::NoSuid) { libc::MS_NOSUID } else { 0 };
+    let flags = no_suid | libc::MS_NODEV;
     // SAFETY: all strings are terminated and outlive the call.
     let mounted =
         unsafe { libc::mount(c"overlay".as_ptr(), at_c.as_ptr(), c"overlay".as_ptr(), flags, options.as_ptr().cast()) };
@@ -82,18 +85,23 @@ fn overlay(setup: &Setup, skeleton: &str, rootfs: Option<&OwnedFd>) -> io::Resul
     Ok(openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// This machine's own programs, and the few files that they need.
-fn machine(root: &OwnedFd) -> io::Result<()> {
+/// This machine's own programs and what they need. Directories are seen through a read-only overlay, because of its own
+/// inodes: on those of the machine a sprite could hear of each use by inotify, signal to other sprites by locks, and
+/// reach sockets that listen there. Single files were copied into the skeleton.
+fn machine(root: &OwnedFd, skeleton: &str, standing: &Walls) -> io::Result<()> {
+    let attributes = if standing.has(Wall::MachineReadOnly) { SAFE_READ_ONLY } else { SAFE };
     for name in base::MACHINE_DIRS.iter().chain(&base::MACHINE_FILES) {
         let here = Path::new("/").join(name);
         // Links were copied into the skeleton as links.
         let Ok(metadata) = std::fs::symlink_metadata(&here) else { continue };
-        if metadata.is_symlink() {
+        let own = standing.has(Wall::OwnInodes);
+        if metadata.is_symlink() || (own && metadata.is_file()) {
             continue;
         }
         // A sprite may have removed or replaced it; then that is how it wants it.
         let Some(target) = target(root, name)? else { continue };
-        match attach(&copy_of(CWD, &here, SAFE_READ_ONLY)?, &target) {
+        let tree = if own { view_of(&here, skeleton, attributes)? } else { copy_of(CWD, &here, attributes)? };
+        match attach(&tree, &target) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTDIR) => {}
             done => done?,
         }
@@ -106,19 +114,27 @@ fn machine(root: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn proc(root: &OwnedFd) -> Result<(), Fault> {
-    let proc = filesystem("proc", &[], SAFE_DATA).step("mount /proc")?;
+fn proc(root: &OwnedFd, standing: &Walls) -> Result<(), Fault> {
+    let proc = if standing.has(Wall::PidNamespace) {
+        filesystem("proc", &[], SAFE_DATA)
+    } else {
+        copy_of(CWD, Path::new("/proc"), SAFE_DATA)
+    };
+    let proc = proc.step("mount /proc")?;
+    let if_standing = |wall, names: &'static [&'static str]| if standing.has(wall) { names } else { &[] };
     attach_at(&proc, root, "proc").step("mount /proc")?;
     let masks = || -> io::Result<()> {
         // No user namespaces below this one, even if the filter should fail. Before /proc/sys becomes read-only.
-        let limit = openat(&proc, "sys/user/max_user_namespaces", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(limit, b"0")?;
-        for name in PROC_MASKED {
+        if standing.has(Wall::NestedNamespaces) {
+            let limit = openat(&proc, "sys/user/max_user_namespaces", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::io::write(limit, b"0")?;
+        }
+        for name in if_standing(Wall::ProcMasks, &PROC_MASKED) {
             if let Some(target) = target(&proc, name)? {
                 attach(&copy_of(CWD, Path::new("/dev/null"), MountAttrFlags::MOUNT_ATTR_NOSUID)?, &target)?;
             }
         }
-        for name in PROC_READ_ONLY {
+        for name in if_standing(Wall::ProcReadOnly, &PROC_READ_ONLY) {
             if let Some(target) = target(&proc, name)? {
                 attach(
                     &copy_of(proc.as_fd(), Path::new(name), SAFE_DATA | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
@@ -126,7 +142,7 @@ fn proc(root: &OwnedFd) -> Result<(), Fault> {
                 )?;
             }
         }
-        for name in PROC_EMPTY {
+        for name in if_standing(Wall::ProcMasks, &PROC_EMPTY) {
             if let Some(target) = target(&proc, name)? {
                 attach(&empty()?, &target)?;
             }
@@ -137,7 +153,11 @@ fn proc(root: &OwnedFd) -> Result<(), Fault> {
 }
 
 /// Gives the root of /dev/shm.
-fn dev(root: &OwnedFd, shm_bytes: u64) -> io::Result<OwnedFd> {
+fn dev(root: &OwnedFd, shm_bytes: u64, standing: &Walls) -> io::Result<OwnedFd> {
+    if !standing.has(Wall::OwnDevices) {
+        attach_at(&copy_of(CWD, Path::new("/dev"), MountAttrFlags::MOUNT_ATTR_NOSUID)?, root, "dev")?;
+        return tmpfs(shm_bytes, "1777");
+    }
     let dev = tmpfs(DEV_BYTES, "755")?;
     attach_at(&dev, root, "dev")?;
     for name in DEVICES {
@@ -190,6 +210,17 @@ fn filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) 
     }
     fsconfig_create(&context)?;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// The directory `path` of this machine through inodes of its own, mounted nowhere yet. Where other file systems are
+/// mounted below it the kernel allows no such view; then it is as it is.
+fn view_of(path: &Path, skeleton: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    // An overlay without an upper layer wants two; /mnt of the skeleton is empty.
+    let lower = format!("{}:{skeleton}/mnt", path.display());
+    match filesystem("overlay", &[("lowerdir", &lower), ("userxattr", "")], attributes) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => copy_of(CWD, path, attributes),
+        view => view,
+    }
 }
 
 /// What is visible at `path`, with all that is mounted below it, mounted nowhere yet and with `attributes` throughout.

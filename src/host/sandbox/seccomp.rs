@@ -1,8 +1,9 @@
-//! Which system calls a sandbox may make: two filters, installed by init before any foreign code runs.
+//! Which system calls a sandbox may make: three filters, installed by init before any foreign code runs.
 //!
 //! The first is by number and has the shape "the numbers known when this was written, minus the denied": x32 numbers
 //! and calls that a later kernel adds answer `ENOSYS`, as on an old kernel, so programs fall back. Its answers are
-//! constant, which the kernel caches: an allowed call costs nothing. The second looks at arguments.
+//! constant, which the kernel caches: an allowed call costs nothing. The second looks at
+//! arguments. The third makes calls succeed without effect.
 //!
 //! Known price: Chrome's own sandbox, nested bubblewrap, containers and io_uring programs do not work inside; nor do
 //! 32-bit programs. Debuggers do.
@@ -96,10 +97,10 @@ const NAMESPACE_FLAGS: [libc::c_int; 7] = [
     libc::CLONE_NEWNET,
 ];
 
-/// Installs both filters, for this process and all that come from it. `no_new_privs` must be set.
+/// Installs the filters, for this process and all that come from it. `no_new_privs` must be set.
 pub fn install() -> io::Result<()> {
-    // The one that installs filters comes last only by convention: neither filter denies `seccomp` itself.
-    for filter in [by_argument().map_err(io::Error::other)?, by_number()] {
+    // In any order: none denies `seccomp` itself.
+    for filter in [by_argument().map_err(io::Error::other)?, without_effect().map_err(io::Error::other)?, by_number()] {
         seccompiler::apply_filter(&filter).map_err(|e| match e {
             seccompiler::Error::Prctl(e) | seccompiler::Error::Seccomp(e) => e,
             e => io::Error::other(e),
@@ -195,12 +196,29 @@ fn by_argument() -> Result<BpfProgram, seccompiler::BackendError> {
     filter.try_into()
 }
 
+/// The filter of calls that are answered with success and not done: a program's wish for larger socket buffers. The
+/// sizes are hints, which the kernel cuts as well; but it cuts at megabytes for each socket, and where no control group
+/// counts them a sprite could fill the machine's memory with a few hundred. TCP's buffers grow by themselves.
+fn without_effect() -> Result<BpfProgram, seccompiler::BackendError> {
+    let is = |argument, value: libc::c_int| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value as u32))
+    };
+    let sizes: Result<Vec<_>, _> = [libc::SO_SNDBUF, libc::SO_RCVBUF]
+        .into_iter()
+        .map(|size| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, size)?]))
+        .collect();
+    let rules = BTreeMap::from([(libc::SYS_setsockopt, sizes?)]);
+    let arch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(0), arch)?.try_into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn both_filters_compile_and_fit_the_kernel() {
+    fn all_filters_compile_and_fit_the_kernel() {
+        assert!(without_effect().unwrap().len() < 4096);
         assert!(by_argument().unwrap().len() < 4096);
         assert!(by_number().len() < 4096);
     }

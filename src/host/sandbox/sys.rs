@@ -76,6 +76,13 @@ pub fn prctl(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets programs inherit a capability, as tests do that keep them.
+pub fn ambient(capability: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: plain numbers; the rest must be zero.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) }.into())?;
+    Ok(())
+}
+
 pub fn set_host_name(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length are of the same string.
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }.into())?;

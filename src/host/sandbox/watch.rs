@@ -4,8 +4,8 @@
 //! second best, for machines where no group can be had, and for disk, where there is no quota: a sandbox can overshoot
 //! by what it grabs between two looks. Its memory-backed file systems have sizes of their own.
 //!
-//! Two gaps of measuring disk: a file that is deleted while open is not seen until the disk's floor is reached, and
-//! neither is what an ordinary user's sprite hides in a directory that it closed to its owner.
+//! A gap of measuring disk: a file that is deleted and held by nothing but a mapping, or by a descriptor on its way
+//! through a socket, is not seen.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,6 +18,7 @@ use super::cgroup::Group;
 use super::launch::Inner;
 use super::usage::{self, Disk};
 use crate::config::Limits;
+use crate::host::walls::Wall;
 
 /// Between two looks at memory: at 4 GB/s, what can be grabbed meanwhile is half of a sprite's usual limit.
 const MEMORY_EVERY: Duration = Duration::from_millis(250);
@@ -25,8 +26,11 @@ const MEMORY_EVERY: Duration = Duration::from_millis(250);
 const MEMORY_FLOOR: u64 = 256 << 20;
 /// Between two walks over the files.
 const DISK_EVERY: Duration = Duration::from_millis(1500);
-/// A look may take this part of the time at most; the interval grows for sprites that are expensive to look at.
+/// A look should take this part of the time at most; the interval grows for sprites that are expensive to look at.
 const SHARE: u32 = 20;
+/// It grows to these and no further: a hostile sprite must not buy itself time by being expensive.
+const MEMORY_SELDOM: Duration = Duration::from_secs(1);
+const DISK_SELDOM: Duration = Duration::from_secs(10);
 /// When less than this is free, whichever sprite has written most of its allowance has to go before the machine does.
 const DISK_FLOOR: u64 = 512 << 20;
 /// What a sprite may have written when the disk is full without being blamed for it.
@@ -36,6 +40,7 @@ const BLAMELESS: u64 = 64 << 20;
 pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, group: Option<Arc<Group>>) {
     let up = inner.spec.dir.join(&inner.spec.run).join("up");
     let (mut memory_due, mut disk_due) = (Instant::now() + MEMORY_EVERY, Instant::now() + DISK_EVERY);
+    let [memory, disk] = [Wall::MemoryLimit, Wall::DiskLimit].map(|wall| inner.standing.has(wall));
     let mut gone = inner.gone.clone();
     loop {
         tokio::select! {
@@ -51,9 +56,13 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, gro
         let group = group.clone();
         let look = tokio::task::spawn_blocking(move || {
             if !look_at_memory {
-                look_at_disk(&up, &limits)
+                disk.then(|| look_at_disk(init, &up, &limits)).flatten()
+            } else if !memory {
+                None
             } else if let Some(group) = group {
-                group.ran_out().then(|| out_of_memory(&limits))
+                // Version 1 does not count what TCP holds.
+                let over = || group.ran_out() || usage::tcp_queues(init) > limits.memory;
+                over().then(|| out_of_memory(&limits))
             } else {
                 // Gone with the sandbox. Never the last to hold them: letting go may take long.
                 let file_systems = file_systems.upgrade()?;
@@ -70,15 +79,16 @@ pub(super) async fn run(inner: Arc<Inner>, file_systems: Weak<Vec<OwnedFd>>, gro
         }
         let pause = begun.elapsed() * SHARE;
         if look_at_memory {
-            memory_due = Instant::now() + MEMORY_EVERY.max(pause);
+            memory_due = Instant::now() + pause.clamp(MEMORY_EVERY, MEMORY_SELDOM);
         } else {
-            disk_due = Instant::now() + DISK_EVERY.max(pause);
+            disk_due = Instant::now() + pause.clamp(DISK_EVERY, DISK_SELDOM);
         }
     }
 }
 
-fn look_at_disk(up: &Path, limits: &Limits) -> Option<String> {
-    let used = usage::disk(up, limits.disk, limits.inodes);
+fn look_at_disk(init: u32, up: &Path, limits: &Limits) -> Option<String> {
+    let mut used = usage::disk(up, limits.disk, limits.inodes);
+    used.bytes += usage::deleted(init);
     disk_verdict(used, usage::disk_free(up).unwrap_or(u64::MAX), limits)
 }
 

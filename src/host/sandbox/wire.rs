@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::FsOp;
+use crate::host::walls::Walls;
 
 /// Bytes of one message to the inside: room for a script of 64 KiB, escaped, with its environment. It also has to fit
 /// a socket buffer of the kernel's default size (208 KiB).
@@ -38,6 +39,8 @@ pub struct Setup {
     pub caps: Caps,
     /// False for isolation off: no walls, only the tree of processes is held together.
     pub walls: bool,
+    /// Which of them stand: all, but in tests.
+    pub standing: Walls,
 }
 
 /// The limits that the kernel holds from inside.

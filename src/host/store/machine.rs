@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 
 use super::{Setup, StoreError};
-use crate::host::egress::{Gateway, SystemResolver};
+use crate::host::Trial;
+use crate::host::egress::Gateway;
 use crate::host::sandbox::{Command, Process, Sandbox, SandboxError, SandboxSpec};
 use crate::sprites::NetworkPolicy;
 
@@ -36,11 +37,12 @@ impl Machine {
         policy: watch::Receiver<NetworkPolicy>,
     ) -> Result<Arc<Self>, StoreError> {
         let (name, run) = (spec.name.clone(), spec.run.clone());
-        let mut sandbox = Sandbox::start_with(&setup.exe, spec).await?;
+        let Trial { walls, resolver } = &setup.trial;
+        let mut sandbox = Sandbox::start_trial(&setup.exe, spec, walls).await?;
         let gateway = match sandbox.take_network() {
             Some(fds) => {
                 let grants = setup.config.grants.clone().into();
-                let gateway = Gateway::start(&name, fds, policy, grants, Arc::new(SystemResolver));
+                let gateway = Gateway::start_trial(&name, fds, policy, grants, resolver.clone(), walls);
                 Some(gateway.map_err(StoreError::disk("the sprite's network can't be served"))?)
             }
             None => None,

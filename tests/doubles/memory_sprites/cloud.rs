@@ -311,6 +311,13 @@ impl Cloud {
         Ok(frozen.iter().map(|(id, f)| Checkpoint { id: id.clone(), comment: f.comment.clone() }).collect())
     }
 
+    /// When the restore of this sprite will really be done, if that is later than it says.
+    pub fn restore_is_late(&mut self, name: &str) -> Result<Option<Duration>> {
+        self.machine(name)?;
+        let late = self.hit(Fault::RestoreLate, name);
+        Ok(late.then(|| Duration::from_millis(200 + self.world.random() % 8_000)))
+    }
+
     pub fn restore(&mut self, client: &Client, name: &str, id: &CheckpointId) -> Result<()> {
         let machine = self.machine(name)?;
         if !machine.gave_out(id) {

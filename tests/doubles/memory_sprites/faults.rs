@@ -42,6 +42,8 @@ pub enum Fault {
     /// Background processes survive, and so does the boot identity.
     RestoreKeepsProcesses,
     RestoreForgetsPolicy,
+    /// Says `complete` at once and restores some seconds later; until then the old machine answers.
+    RestoreLate,
     /// `checkpoint not found`, this once.
     RestoreFails,
     /// `checkpoint not found`, and it is gone for good.
@@ -75,7 +77,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Unreachable,
         Self::GatewayError,
         Self::RateLimited,
@@ -91,6 +93,7 @@ impl Fault {
         Self::RestoreKeepsFiles,
         Self::RestoreKeepsProcesses,
         Self::RestoreForgetsPolicy,
+        Self::RestoreLate,
         Self::RestoreFails,
         Self::CheckpointGone,
         Self::AgentMissing,
