@@ -296,7 +296,7 @@ async fn settle(data: &Path, models: &BTreeMap<&str, Model>) {
     for (name, model) in models {
         for (id, text) in &model.checkpoints {
             host.sprites.restore(name, &CheckpointId::new(id).unwrap()).await.unwrap();
-            assert_eq!(texts(&host.sprites, name).await, [text.clone()], "{name} at {id}");
+            assert_eq!(texts(&host.sprites, name).await, std::slice::from_ref(text), "{name} at {id}");
         }
     }
     let names = |path: PathBuf| -> Vec<String> {
