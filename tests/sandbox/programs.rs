@@ -85,6 +85,17 @@ async fn a_terminal_has_the_size_it_was_given_and_ends_with_its_program() {
     assert_eq!(process.exit.await.unwrap(), 0);
 }
 
+/// A shell without job control ignores SIGINT for what it starts in the background.
+#[tokio::test]
+async fn signals_that_the_service_ignores_are_not_ignored_inside() {
+    let sprite = Sprite::new();
+    let sandbox = sprite.start(&[]).await;
+    let said = says(&sandbox, "grep SigIgn /proc/self/status").await;
+    let ignored = u64::from_str_radix(said.split_whitespace().last().unwrap(), 16).unwrap();
+    // The C library keeps 32 and 33 to itself.
+    assert_eq!(ignored & !(0b11 << 31), 0, "{said}");
+}
+
 #[tokio::test]
 async fn a_signal_reaches_the_programs_group_and_none_other() {
     let sprite = Sprite::new();

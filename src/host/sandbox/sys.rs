@@ -111,9 +111,13 @@ pub fn drain(signals: &OwnedFd) {
 
 /// Puts signals back to what a program expects: none blocked, none ignored.
 pub fn reset_signals() {
-    // SAFETY: plain calls; the set is initialised before use. Rust's start-up code ignores SIGPIPE, programs must not.
+    // SAFETY: plain calls; the set is initialised before use. Rust's start-up code ignores SIGPIPE, and a shell ignores
+    // SIGINT and SIGQUIT for what it starts in the background; a program that inherited that could not be stopped by its
+    // protocol. Numbers that can't be set are left alone by the kernel.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
