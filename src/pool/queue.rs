@@ -139,6 +139,10 @@ impl<T> FairQueue<T> {
         }
         let requester = &self.entries[&number].requester;
         let own = self.lanes[requester].binary_search(&number).expect("a waiting job is in its requester's lane");
+        // A requester's only job, come last, as most do: everyone else with a turn has one before it.
+        if own == 0 && self.turns.back() == Some(requester) {
+            return Some(self.front.len() + self.turns.len() - 1);
+        }
         let mut ahead = self.front.len() + own;
         let mut before_us = true;
         for other in &self.turns {
