@@ -174,12 +174,13 @@ impl Store {
             last_session,
             lock: Mutex::new(Some(lock)),
         });
-        let own_probe = format!("probe.{}", std::process::id());
+        let own_probe = format!("probe.{}.", std::process::id());
         for entry in fs::read_dir(&setup.config.state_dir)? {
             let entry = entry?;
             let name = entry.file_name();
+            let name = name.to_string_lossy();
             // Of the self-test of a process that was cut off; this one's own is taken care of.
-            if name.to_string_lossy().starts_with("probe.") && name != *own_probe {
+            if name.starts_with("probe.") && !name.starts_with(&own_probe) {
                 setup.trash.take(&entry.path());
             }
         }

@@ -2,6 +2,7 @@
 //! production, so the host does not start, and says which step it was and what to do.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
@@ -18,7 +19,10 @@ const TRACE: &str = "trace";
 /// # Errors
 /// [`SandboxError::Unsupported`] with the step that failed and the remedy, or another failure of that step.
 pub async fn probe(exe: Option<&Path>, state_dir: &Path, rootfs: Option<&Path>) -> Result<Vec<String>, SandboxError> {
-    let dir = state_dir.join(format!("probe.{}", std::process::id()));
+    // Its own name each time: the folder of the one before is still being removed.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let dir = state_dir.join(format!("probe.{}.{number}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).map_err(|e| SandboxError::Unsupported {
         what: format!("{} can't be written ({e})", state_dir.display()),
