@@ -121,6 +121,8 @@ reasons!(
         /// The agent would not take this prompt, or is not set up.
         Unsuitable = "unsuitable",
         QueueFull = "queue_full",
+        /// As many of the requester's, or of the channel's, wait as may.
+        TooManyWaiting = "too_many_waiting",
         Draining = "draining",
     }
 );

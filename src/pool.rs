@@ -1,5 +1,6 @@
 //! The pool: lends each runner to at most one job at a time, fairly, and never a runner that is not proven clean.
 
+pub mod estimate;
 pub mod manager;
 pub mod queue;
 pub mod receipt;
@@ -14,9 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{AgentEvent, AgentResult};
-use crate::job::{JobId, JobSpec, OutputFile};
+use crate::job::{ChannelId, JobId, JobSpec, OutputFile, RequesterId};
 use crate::runner::RunnerMsg;
 use crate::supervise::current::Follower;
+use estimate::Wait;
 use receipt::Receipt;
 
 /// One job's wish for a runner, and the way to tell its owner what becomes of it.
@@ -59,10 +61,12 @@ impl Ticket {
 /// What becomes of a ticket, in this order; `Queued` may repeat.
 #[derive(Debug)]
 pub enum JobEvent {
-    /// Waits; `reason` says why no runner is free, as in `all runners are busy`.
+    /// Waits; `reason` says why no runner is free, as in `all runners are busy`, and `wait` for how long from now on,
+    /// if that can be told.
     Queued {
         ahead: usize,
         reason: String,
+        wait: Option<Wait>,
     },
     /// Got a runner, which is being checked. A runner that fails before the agent's process exists gives the ticket
     /// back to the front of the queue, so `Queued` and another `Granted` may follow, even after `Started`.
@@ -137,6 +141,14 @@ pub enum NotStarted {
     QueueFull {
         limit: usize,
     },
+    /// So many jobs of the requester's own wait already.
+    TooManyOfRequester {
+        limit: usize,
+    },
+    /// So many jobs of the channel wait already.
+    TooManyOfChannel {
+        limit: usize,
+    },
     /// No runner came free in time; `reason` says what the runners were doing.
     QueueTimeout {
         reason: String,
@@ -173,8 +185,8 @@ pub enum PoolMsg {
     Retract { runner: String },
     /// A runner failed before the agent's process existed; the job goes to the front of the queue.
     HandBack { granted: Granted, failure: String },
-    /// A runner tells its state, for people.
-    RunnerIs(RunnerStatus),
+    /// A runner tells its state, for people, and the job that it has.
+    RunnerIs { status: RunnerStatus, holds: Option<Holding> },
     /// From its own timer: expire, and tell those who wait how things stand.
     Tick,
     /// The service stops: all who wait are answered `NotStarted::Draining`, and so is everyone who comes later.
@@ -185,8 +197,42 @@ pub enum PoolMsg {
 #[derive(Debug)]
 pub struct Granted {
     pub ticket: Ticket,
-    /// How often runners have given it back before.
-    pub handed_back: u32,
+    /// Why each runner that had it before gave it back.
+    pub failures: Vec<String>,
+}
+
+/// What the pool manager knows of a job that a runner has.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    pub job: JobId,
+    pub agent: String,
+    pub requester: RequesterId,
+    pub channel: ChannelId,
+    /// The ticket's own way to its owner: gone when the ticket is gone, by which it shows that the job is over.
+    events: mpsc::WeakUnboundedSender<JobEvent>,
+}
+
+impl Holding {
+    pub fn of(ticket: &Ticket) -> Self {
+        let spec = &ticket.spec;
+        Self {
+            job: spec.job.clone(),
+            agent: spec.agent.clone(),
+            requester: spec.requester.clone(),
+            channel: spec.channel.clone(),
+            events: ticket.events.downgrade(),
+        }
+    }
+
+    /// Whether it is this ticket's job.
+    pub fn is_of(&self, ticket: &Ticket) -> bool {
+        self.job == ticket.spec.job
+    }
+
+    /// Whether nobody has the ticket any more.
+    pub fn is_over(&self) -> bool {
+        self.events.strong_count() == 0
+    }
 }
 
 /// A picture of the pool for people.
@@ -194,6 +240,8 @@ pub struct Granted {
 pub struct PoolStatus {
     pub runners: Vec<RunnerStatus>,
     pub queued: usize,
+    /// How long a job that comes now would wait, if that can be told; nothing when a runner is idle.
+    pub wait: Option<Wait>,
 }
 
 /// One runner, for people.

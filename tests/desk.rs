@@ -44,7 +44,7 @@ async fn a_message_is_recorded_acknowledged_run_and_answered_once() {
     assert_eq!(rig.journal.job(&job).await.unwrap().unwrap().state, JobState::Accepted);
     let ticket = rig.ticket().await;
     assert_eq!((ticket.spec.prompt.as_str(), ticket.spec.run_timeout), ("hello", RUN_TIMEOUT));
-    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy".into() }).unwrap();
+    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy".into(), wait: None }).unwrap();
     start(&ticket);
     for event in [
         AgentEvent::Thread("t".into()),
@@ -55,7 +55,7 @@ async fn a_message_is_recorded_acknowledged_run_and_answered_once() {
         ticket.events.send(JobEvent::Agent(event)).unwrap();
     }
     let seen = [
-        Progress::Queued { ahead: 2, reason: "all runners are busy".into() },
+        Progress::Queued { ahead: 2, reason: "all runners are busy".into(), wait: None },
         Progress::Checking { runner: "jane-runner-0".into() },
         Progress::Working { text: "amp is starting".into() },
         Progress::Working { text: "I look at ␛[2Jit".into() },

@@ -202,10 +202,10 @@ impl<J: Journal> Conversation<J> {
             return;
         }
         match event {
-            JobEvent::Queued { ahead, reason } => {
+            JobEvent::Queued { ahead, reason, wait } => {
                 run.phase = Phase::Waiting;
                 run.watch_unless_cancelled(me, run.queue_patience(&self.settings));
-                self.progress(&run.hearing.job, Progress::Queued { ahead, reason });
+                self.progress(&run.hearing.job, Progress::Queued { ahead, reason, wait });
             }
             JobEvent::Granted { runner } => {
                 run.phase = Phase::Checking;

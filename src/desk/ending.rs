@@ -135,6 +135,18 @@ pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
             reason: RefuseReason::QueueFull,
             message: format!("{limit} jobs are waiting already, which is the limit: send this again in a few minutes."),
         },
+        NotStarted::TooManyOfRequester { limit } => Outcome::Refused {
+            reason: RefuseReason::TooManyWaiting,
+            message: format!(
+                "{limit} of your messages are waiting already, which is the limit for one person: wait for an answer, or cancel one of them, and send this again."
+            ),
+        },
+        NotStarted::TooManyOfChannel { limit } => Outcome::Refused {
+            reason: RefuseReason::TooManyWaiting,
+            message: format!(
+                "{limit} messages of this channel are waiting already, which is the limit for one channel: send this again in a few minutes, or ask in a direct message."
+            ),
+        },
         NotStarted::QueueTimeout { reason } => failed(
             FailReason::QueueTimeout,
             format!(
@@ -330,6 +342,8 @@ mod tests {
     fn each_reason_not_to_start_has_its_outcome() {
         for (why, word, reason) in [
             (NotStarted::QueueFull { limit: 5 }, "refused", Some("queue_full")),
+            (NotStarted::TooManyOfRequester { limit: 5 }, "refused", Some("too_many_waiting")),
+            (NotStarted::TooManyOfChannel { limit: 5 }, "refused", Some("too_many_waiting")),
             (NotStarted::QueueTimeout { reason: "all runners are busy".into() }, "failed", Some("queue_timeout")),
             (NotStarted::Cancelled, "cancelled", None),
             (NotStarted::Draining, "refused", Some("draining")),

@@ -42,7 +42,7 @@ impl Actor for ScriptedPool {
                     runner("jane-runner-0", "idle", None),
                     runner("jane-runner-1", "building", Some("the disk is full")),
                 ];
-                let _ = reply.send(PoolStatus { runners, queued: 0 });
+                let _ = reply.send(PoolStatus { runners, queued: 0, wait: None });
             }
             _ => {}
         }
@@ -86,7 +86,7 @@ async fn perform(ticket: &Ticket, pace: Duration) {
     let tell = |event| drop(ticket.events.send(event));
     if prompt.contains("wait") {
         for ahead in (0..3).rev() {
-            tell(JobEvent::Queued { ahead, reason: "all runners are busy".into() });
+            tell(JobEvent::Queued { ahead, reason: "all runners are busy".into(), wait: None });
             sleep(pace * 2).await;
         }
     }
