@@ -118,10 +118,51 @@ pub enum RunEnd {
     Agent(AgentResult),
     /// Its time was up; `so_far` is what the agent had said.
     Timeout { so_far: AgentResult },
-    /// The owner cancelled it. `verified` says in words what was seen to be gone.
-    Cancelled { verified: String },
+    /// The owner cancelled it.
+    Cancelled { stopped: Stopped },
     /// The connection to the sprite was lost; whether the agent finished is not known.
     OutcomeUnknown { message: String },
+}
+
+/// What was seen of a program's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    pub proof: StopProof,
+    /// The exit status, when it was seen.
+    pub status: Option<u8>,
+    /// From the first signal to the proof.
+    pub took: Duration,
+}
+
+/// By what it was seen that nothing of a job runs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopProof {
+    /// The machine's process table held no process but the host's own.
+    ProcessTable,
+    /// The host listed the agent's session no more. What the agent left in the background is ended by the restore.
+    SessionList,
+    /// Nothing was seen: the restore, which follows every job, ends whatever is left.
+    Restore,
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
+        let status = self.status.map(|status| format!(" with status {status}")).unwrap_or_default();
+        match self.proof {
+            StopProof::ProcessTable => {
+                write!(f, "the agent ended{status}, and no process of it is left on its machine (seen after {took})")
+            }
+            StopProof::SessionList => write!(
+                f,
+                "the agent ended{status}, and its session is gone (seen after {took}); its machine is wiped, which ends what it may have left in the background"
+            ),
+            StopProof::Restore => write!(
+                f,
+                "the agent was told to stop, but its end was not seen within {took}; its machine is wiped, which ends everything on it"
+            ),
+        }
+    }
 }
 
 impl RunEnd {

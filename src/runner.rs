@@ -10,6 +10,7 @@ pub mod claim;
 pub mod collect;
 pub mod scripts;
 pub mod state;
+pub mod stop;
 pub mod verify;
 pub mod work;
 

@@ -104,15 +104,17 @@ fn a_chat_answers_line_by_line_and_ends_with_its_input() {
 }
 
 #[test]
-fn ctrl_c_cancels_the_job_and_ends_with_status_130() {
+fn ctrl_c_ends_the_job_with_all_that_it_started_and_the_command_with_status_130() {
     let data = tempfile::tempdir().unwrap();
-    let Some((child, mut err)) = begun(data.path(), "echo begun; sleep 1000") else { return };
+    let script =
+        "setsid nohup sh -c 'trap : TERM; while :; do sleep 1; done' > /dev/null 2>&1 & echo begun; sleep 1000";
+    let Some((child, mut err)) = begun(data.path(), script) else { return };
     signal(&child, rustix::process::Signal::INT);
     let mut rest = String::new();
     err.read_to_string(&mut rest).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(130), &b""[..]), "{rest}");
-    assert!(rest.contains("Cancelled: "), "{rest}");
+    assert!(rest.contains("Cancelled: ") && rest.contains("no process of it is left"), "{rest}");
 }
 
 #[test]

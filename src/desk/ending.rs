@@ -103,10 +103,9 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             );
             (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
         }
-        RunEnd::Cancelled { verified } => (
-            Outcome::Cancelled { message: format!("Cancelled: {}.", verified.trim_end_matches('.')) },
-            Details::default(),
-        ),
+        RunEnd::Cancelled { stopped } => {
+            (Outcome::Cancelled { message: format!("Cancelled: {stopped}.") }, Details::default())
+        }
         RunEnd::OutcomeUnknown { message } => {
             let message = format!(
                 "The connection to the agent's machine was lost while it ran ({message}). What it did until then outside the machine is not known: look before you send this again (job {job})."
@@ -293,6 +292,7 @@ async fn adopt_recorded<J: Journal>(journal: &J, report: &mut JobReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::{StopProof, Stopped};
 
     fn job() -> JobId {
         JobId::new("01job")
@@ -310,6 +310,8 @@ mod tests {
             answer_so_far: Some("I tried".into()),
             details: details(),
         };
+        let stopped =
+            Stopped { proof: StopProof::ProcessTable, status: Some(143), took: Duration::from_micros(1_040_999) };
         let nothing = AgentResult::NoResult { message: "exit status 137".into(), details: details() };
         for (ended, word, reason, parts) in [
             (RunEnd::Agent(answered.clone()), "answered", None, &[][..]),
@@ -323,7 +325,12 @@ mod tests {
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
             (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
             (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
-            (RunEnd::Cancelled { verified: "all gone".into() }, "cancelled", None, &["Cancelled: all gone."]),
+            (
+                RunEnd::Cancelled { stopped },
+                "cancelled",
+                None,
+                &["Cancelled: the agent ended with", "no process", "1s 40ms"],
+            ),
             (
                 RunEnd::OutcomeUnknown { message: "reset".into() },
                 "failed",

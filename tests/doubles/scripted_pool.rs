@@ -6,7 +6,9 @@ use std::time::Duration;
 use janebot::agent::{AgentEvent, AgentResult, Details, Usage};
 use janebot::job::OutputFile;
 use janebot::pool::receipt::Receipt;
-use janebot::pool::{JobEvent, PoolHandle, PoolMsg, PoolStatus, RunEnd, RunReport, RunnerStatus, Ticket};
+use janebot::pool::{
+    JobEvent, PoolHandle, PoolMsg, PoolStatus, RunEnd, RunReport, RunnerStatus, StopProof, Stopped, Ticket,
+};
 use janebot::sprites::CheckpointId;
 use janebot::supervise::{ChildSpec, RestartPolicy};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -71,8 +73,9 @@ async fn play(ticket: Ticket, pace: Duration) {
         biased;
         () = ticket.cancel.cancelled() => {
             sleep(pace / 2).await;
+            let stopped = Stopped { proof: StopProof::ProcessTable, status: Some(143), took: pace / 2 };
             tell(JobEvent::Finished(Box::new(report(
-                RunEnd::Cancelled { verified: "all processes of the agent are gone".into() },
+                RunEnd::Cancelled { stopped },
                 Vec::new(),
                 ticket.asked_at,
             ))));

@@ -111,7 +111,7 @@ impl Scenario {
         let messages: Vec<Message> = (0..1 + below(10) as usize)
             .map(|number| {
                 let (user, conversation) = (below(users), below(conversations));
-                message(number, user, conversation, below(12))
+                message(number, user, conversation, below(13))
             })
             .collect();
         let within = |from: u64, to: u64| Duration::from_millis(from * 1000 + below((to - from) * 1000));
@@ -151,7 +151,7 @@ impl Scenario {
             let (world, rate) = (self.world.clone(), self.journal_faults);
             journal.set_fault(move |_| world.random() % 1000 < rate);
         }
-        let chats = Chats::default();
+        let chats = Chats::new(cloud.clone());
         let mut totals = Totals { messages: self.messages.len() as u64, ..Totals::default() };
         let mut stage = Stage {
             scenario: &self,
@@ -216,6 +216,10 @@ fn message(number: usize, user: u64, conversation: u64, kind: u64) -> Message {
             answer = None;
         }
         10 => {
+            script += "daemon\nhang";
+            answer = None;
+        }
+        11 => {
             script += "exit 3";
             answer = None;
         }
@@ -352,8 +356,8 @@ impl Stage<'_> {
     ) {
         let told = self.chats.told(&message.key());
         let number = message.number;
-        for late in &told.late {
-            broken.push(format!("heard: message {number} was told {late} after its outcome"));
+        for wrong in &told.wrong {
+            broken.push(format!("heard: message {number} was told {wrong}"));
         }
         let mut outcomes: BTreeMap<&JobId, u32> = BTreeMap::new();
         for report in &told.ended {
