@@ -81,7 +81,13 @@ pub fn ran(ended: Ended, run: RunReport, run_timeout: Duration, ended_at: Timest
 fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, Details) {
     match ended {
         RunEnd::Agent(AgentResult::Answered { answer, details }) => (Outcome::Answered { answer }, details),
-        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, details }) => {
+        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, retryable: true, details }) => {
+            let message = format!(
+                "The model's server could not serve the agent just now: {message}\nWhat the agent had done before that was not undone, and nothing is repeated by itself: send the message again to try once more (job {job})."
+            );
+            (failed(FailReason::ModelBusy, with_so_far(message, answer_so_far.as_deref())), details)
+        }
+        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, retryable: false, details }) => {
             let message = with_so_far(format!("The agent failed: {message}"), answer_so_far.as_deref());
             (failed(FailReason::AgentFailed, message), details)
         }
@@ -308,6 +314,13 @@ mod tests {
         let failed = AgentResult::Failed {
             message: "no credit".into(),
             answer_so_far: Some("I tried".into()),
+            retryable: false,
+            details: details(),
+        };
+        let busy = AgentResult::Failed {
+            message: "API Error: 529".into(),
+            answer_so_far: None,
+            retryable: true,
             details: details(),
         };
         let stopped =
@@ -321,6 +334,7 @@ mod tests {
                 Some("agent_failed"),
                 &["no credit", "What it had said:\nI tried"],
             ),
+            (RunEnd::Agent(busy), "failed", Some("model_busy"), &["529", "again", "01job"]),
             (RunEnd::Agent(nothing.clone()), "failed", Some("no_result"), &["exit status 137", "again", "01job"]),
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
             (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),

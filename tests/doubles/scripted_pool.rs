@@ -109,6 +109,7 @@ async fn perform(ticket: &Ticket, pace: Duration) {
         prompt if prompt.contains("fail") => AgentResult::Failed {
             message: "exit status 3".into(),
             answer_so_far: Some("one line\nanother".into()),
+            retryable: false,
             details,
         },
         prompt if prompt.contains("hostile") => AgentResult::Answered {
