@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use janebot::desk::Target;
-use janebot::job::{ConversationId, JobId, Outcome, RequesterId};
+use janebot::job::{ConversationId, FailReason, JobId, Outcome, RequesterId};
 use janebot::journal::memory::MemoryJournal;
 use janebot::journal::{JobState, Journal as _};
 use janebot::world::World;
@@ -123,12 +123,18 @@ impl Scenario {
         for _ in 0..below(3) {
             acts.push((within(0, 900), Act::CancelConversation(below(conversations))));
         }
+        // Half of the time soon after somebody wrote, when a job is on its way: what dies in idleness breaks little.
+        let written: Vec<Duration> = acts.iter().map(|(at, _)| *at).take(messages.len()).collect();
+        let sometime = |to: u64| match below(2) {
+            0 => within(0, to),
+            _ => written[below(written.len() as u64) as usize] + Duration::from_millis(below(25_000)),
+        };
         for _ in 0..below(6) {
-            acts.push((within(0, 900), Act::KillActor));
+            acts.push((sometime(900), Act::KillActor));
         }
         if below(3) == 0 {
             for _ in 0..1 + below(2) {
-                acts.push((within(0, 800), Act::Crash(below(60_000))));
+                acts.push((sometime(800), Act::Crash(below(60_000))));
             }
         }
         if below(4) == 0 {
@@ -324,14 +330,20 @@ impl Stage<'_> {
                 self.judge_message(message, &jobs, started.contains_key(message.marker().as_str()), broken, totals);
             }
         }
-        let mut fences: BTreeMap<String, u64> = BTreeMap::new();
+        for told in self.scenario.messages.iter().map(|message| self.chats.told(&message.key())) {
+            for job in told.accepted.iter().filter(|job| jobs.iter().all(|row| row.job != **job)) {
+                broken.push(format!("heard: job {job} was acknowledged and is not in the journal"));
+            }
+        }
+        let mut fences: BTreeSet<(&str, u64)> = BTreeSet::new();
         for job in jobs.iter().rev() {
             let Some(receipt) = &job.receipt else { continue };
-            let last = fences.entry(receipt.runner.clone()).or_default();
             if receipt.canary_gone == Some(false) {
                 broken.push(format!("clean: job {} has a receipt that shows a canary", job.job));
             }
-            *last = (*last).max(receipt.fence);
+            if !fences.insert((&receipt.runner, receipt.fence)) {
+                broken.push(format!("alone: job {} has a lease that another job had", job.job));
+            }
         }
         let quarantines = self.journal.quarantines(1000).await.expect("the journal is healed");
         totals.quarantines = quarantines.len() as u64;
@@ -389,8 +401,11 @@ impl Stage<'_> {
                     broken.push(format!("clean: message {number} is answered without a receipt"));
                 }
             }
-            Some(Outcome::Failed { message, .. }) => {
+            Some(Outcome::Failed { reason, message }) => {
                 totals.failed += 1;
+                if reason == FailReason::Journal && self.scenario.journal_faults == 0 {
+                    broken.push(format!("returned: message {number} failed for a journal that is well: {message}"));
+                }
                 if message.is_empty() {
                     broken.push(format!("explained: message {number} failed without a word"));
                 }

@@ -1,12 +1,6 @@
 //! Stopping a job: what ends, what is said of it, and that nothing of it is heard afterwards. The real service on a
 //! paused clock, with an in-memory cloud.
 
-#[path = "sim/chat.rs"]
-mod chat;
-mod doubles;
-#[path = "sim/process.rs"]
-mod process;
-
 use std::time::Duration;
 
 use janebot::chat::Progress;
@@ -16,10 +10,10 @@ use janebot::journal::memory::MemoryJournal;
 use janebot::world::World;
 use tokio::time::{Instant, sleep};
 
-use chat::{Chats, Message, Told};
-use doubles::memory_sprites::MemorySprites;
-use doubles::memory_sprites::faults::{Fault, FaultPlan};
-use process::Process;
+use crate::chat::{Chats, Message, Told};
+use crate::doubles::memory_sprites::MemorySprites;
+use crate::doubles::memory_sprites::faults::{Fault, FaultPlan};
+use crate::process::Process;
 
 /// A script that is stopped five seconds after it began: what was told, and how long the stop took.
 async fn stopped(commands: &str, faults: FaultPlan) -> (Told, Duration) {
