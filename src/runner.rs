@@ -345,6 +345,10 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
                 state.holds = None;
                 match end {
                     WorkEnd::Over(end) => Event::JobOver(end),
+                    WorkEnd::Untouched(receipt) => {
+                        state.receipt = Some(*receipt);
+                        Event::JobOver(JobEnd::Untouched)
+                    }
                     WorkEnd::HandBack { granted, failure, blame } => {
                         state.note = Some(failure.clone());
                         self.give_back(granted, failure, state);

@@ -18,6 +18,7 @@
 //! What runs is counted in [`Slot`]s: a popped job comes with one, which its holder gives back when the job has ended.
 
 mod order;
+mod register;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::config::SharingConfig;
 use crate::job::{ChannelId, JobId, RequesterId};
+use register::{Numbered, Register};
 
 /// Urgent jobs that are served one after the other while an ordinary one waits.
 pub const URGENT_IN_A_ROW: usize = 4;
@@ -78,7 +80,7 @@ pub struct FairQueue<T> {
     tiers: [Tier; 2],
     /// Urgent jobs served since the last ordinary one, up to [`URGENT_IN_A_ROW`].
     urgent_in_a_row: usize,
-    entries: HashMap<u64, Entry<T>>,
+    entries: Numbered<Entry<T>>,
     by_job: HashMap<JobId, u64>,
     requesters: Register<RequesterId>,
     channels: Register<ChannelId>,
@@ -104,7 +106,7 @@ enum Place {
 /// Channels that take turns.
 #[derive(Debug, Default)]
 struct Tier {
-    channels: HashMap<u64, Channel>,
+    channels: Numbered<Channel>,
     /// Channels with a job that may run, in the order of their turns.
     turns: BTreeMap<u64, u64>,
 }
@@ -117,7 +119,7 @@ struct Channel {
     turn: Option<u64>,
     /// Jobs served in the present turn.
     used: usize,
-    lanes: HashMap<u64, Lane>,
+    lanes: Numbered<Lane>,
     /// Requesters with a job that may run, in the order of their turns.
     turns: BTreeMap<u64, u64>,
     /// Jobs of those requesters.
@@ -129,61 +131,6 @@ struct Channel {
 struct Lane {
     jobs: VecDeque<u64>,
     turn: Option<u64>,
-}
-
-/// Names as numbers, each with what waits and runs. A name of which nothing does is forgotten.
-#[derive(Debug)]
-struct Register<N> {
-    numbers: HashMap<N, u64>,
-    loads: HashMap<u64, Load<N>>,
-}
-
-#[derive(Debug)]
-struct Load<N> {
-    name: N,
-    queued: usize,
-    running: usize,
-    /// Where it has lanes: tier and channel. Of a channel, nothing.
-    lanes: BTreeSet<(usize, u64)>,
-}
-
-impl<N: Clone + Eq + std::hash::Hash> Register<N> {
-    fn new() -> Self {
-        Self { numbers: HashMap::new(), loads: HashMap::new() }
-    }
-
-    /// The number of `name`, made with `fresh` if it is new.
-    fn enter(&mut self, name: &N, fresh: u64) -> u64 {
-        if let Some(number) = self.numbers.get(name) {
-            return *number;
-        }
-        self.numbers.insert(name.clone(), fresh);
-        self.loads.insert(fresh, Load { name: name.clone(), queued: 0, running: 0, lanes: BTreeSet::new() });
-        fresh
-    }
-
-    fn load(&mut self, number: u64) -> &mut Load<N> {
-        self.loads.get_mut(&number).expect("a number lives as long as something of its name waits or runs")
-    }
-
-    fn running(&self, number: u64) -> usize {
-        self.loads.get(&number).map_or(0, |load| load.running)
-    }
-
-    fn of(&self, name: &N) -> (usize, usize) {
-        let load = self.numbers.get(name).and_then(|number| self.loads.get(number));
-        load.map_or((0, 0), |load| (load.queued, load.running))
-    }
-
-    fn forget_idle(&mut self, number: u64) {
-        if let Some(load) = self.loads.get(&number)
-            && load.queued == 0
-            && load.running == 0
-        {
-            self.numbers.remove(&load.name);
-            self.loads.remove(&number);
-        }
-    }
 }
 
 const URGENT: usize = 0;
@@ -198,7 +145,7 @@ impl<T> FairQueue<T> {
             handed_back: VecDeque::new(),
             tiers: [Tier::default(), Tier::default()],
             urgent_in_a_row: 0,
-            entries: HashMap::new(),
+            entries: Numbered::default(),
             by_job: HashMap::new(),
             requesters: Register::new(),
             channels: Register::new(),
@@ -524,6 +471,6 @@ impl<T> FairQueue<T> {
 
 impl Channel {
     fn new(weight: usize) -> Self {
-        Self { weight, turn: None, used: 0, lanes: HashMap::new(), turns: BTreeMap::new(), ready: 0 }
+        Self { weight, turn: None, used: 0, lanes: Numbered::default(), turns: BTreeMap::new(), ready: 0 }
     }
 }

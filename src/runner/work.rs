@@ -36,6 +36,8 @@ const NEWS_EVERY: Duration = Duration::from_millis(100);
 pub enum WorkEnd {
     /// The owner has its last event.
     Over(JobEnd),
+    /// The owner has its last event, and the sprite was not reached: it is as clean as its receipt says.
+    Untouched(Box<Receipt>),
     /// The agent's process never existed; the ticket goes back to the queue.
     HandBack { granted: Granted, failure: String, blame: Blame },
 }
@@ -53,14 +55,14 @@ pub async fn work<S: Sprites, J: Journal>(
     let ticket = &granted.ticket;
     if ticket.is_cancelled() {
         ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
-        return WorkEnd::Over(JobEnd::Untouched);
+        return WorkEnd::Untouched(Box::new(receipt));
     }
     let queue_wait = ticket.asked_at.elapsed();
     let launch = match plan.launch(&spec) {
         Ok(launch) => launch,
         Err(message) => {
             ticket.tell(JobEvent::NotStarted(NotStarted::Unsuitable { message }));
-            return WorkEnd::Over(JobEnd::Untouched);
+            return WorkEnd::Untouched(Box::new(receipt));
         }
     };
     ticket.tell(JobEvent::Granted { runner: context.name.clone() });
@@ -70,7 +72,8 @@ pub async fn work<S: Sprites, J: Journal>(
     let leased = context.journal.lease(&spec.job, &context.name, receipt.fence, &canary, context.world.now()).await;
     if let Err(error) = leased {
         ticket.tell(JobEvent::NotStarted(NotStarted::Journal { message: error.to_string() }));
-        return WorkEnd::Over(JobEnd::Untouched);
+        // The fence may be used up all the same; the restore finds out which one is next.
+        return WorkEnd::Over(JobEnd::Ran);
     }
 
     let began = Instant::now();

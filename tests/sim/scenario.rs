@@ -22,6 +22,11 @@ const PLAY: Duration = Duration::from_secs(900);
 /// By when all must be at rest once the faults have stopped: longer than any rest and back-off.
 const SETTLE: Duration = Duration::from_secs(3600);
 
+/// Where the numbers of the messages begin that are written when all is at rest.
+const PROBES: usize = 1000;
+/// By when those are answered: time for each user's on one runner, and no fault.
+const PROBED_WITHIN: Duration = Duration::from_secs(60);
+
 /// What happens at a moment.
 #[derive(Clone, Debug)]
 enum Act {
@@ -43,6 +48,7 @@ pub struct Scenario {
     faults: FaultPlan,
     journal_faults: u64,
     runners: usize,
+    users: u64,
     acts: Vec<(Duration, Act)>,
     messages: Vec<Message>,
     has_intruder: bool,
@@ -146,7 +152,7 @@ impl Scenario {
         acts.sort_by_key(|(at, _)| *at);
         let journal_faults = [0, 0, 0, 5, 50][below(5) as usize];
         let runners = 1 + below(3) as usize;
-        Self { world, faults, journal_faults, runners, acts, messages, has_intruder }
+        Self { world, faults, journal_faults, runners, users, acts, messages, has_intruder }
     }
 
     /// Plays it to its end and judges.
@@ -191,10 +197,14 @@ impl Scenario {
             let open = journal.open_jobs().await.map_or(1, |open| open.len());
             at_rest = open == 0 && process.is_at_rest(self.runners).await;
         }
+        let mut broken = Vec::new();
+        if at_rest {
+            stage.probe(process, &mut broken).await;
+        }
         let status = process.pool.status().await;
         cloud.note(&format!("THE END, {status:?}"));
 
-        let mut broken = cloud.violations();
+        broken.extend(cloud.violations());
         if !at_rest {
             broken.push(format!("returned: not at rest {} s after the faults stopped: {status:?}", SETTLE.as_secs()));
         }
@@ -302,6 +312,27 @@ impl Stage<'_> {
                 .await;
                 sleep(Duration::from_secs(*seconds)).await;
                 intruder.crash();
+            }
+        }
+    }
+
+    /// At rest, everybody can be served: a runner that only looks idle, or a share that was never given back, shows now.
+    async fn probe(&self, process: &Process, broken: &mut Vec<String>) {
+        let probes: Vec<Message> = (0..self.scenario.users)
+            .map(|user| message(PROBES + user as usize, user, PROBES as u64 + user, 0))
+            .collect();
+        for probe in &probes {
+            process.desk.send(self.chats.inbound(probe)).await;
+        }
+        sleep(PROBED_WITHIN).await;
+        for probe in &probes {
+            let told = self.chats.told(&probe.key());
+            if !matches!(told.ended.first().map(|report| &report.outcome), Some(Outcome::Answered { .. })) {
+                let (user, ended) = (probe.user, &told.ended);
+                broken.push(format!(
+                    "returned: at rest, user {user} is not answered: {ended:?}, {:?}",
+                    told.progress.last()
+                ));
             }
         }
     }
