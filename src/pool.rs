@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{AgentEvent, AgentResult};
-use crate::job::{ChannelId, JobId, JobSpec, OutputFile, RequesterId};
+use crate::job::{JobId, JobSpec, OutputFile};
 use crate::runner::RunnerMsg;
 use crate::supervise::current::Follower;
 use estimate::Wait;
@@ -245,29 +245,19 @@ pub struct Granted {
 /// What the pool manager knows of a job that a runner has.
 #[derive(Clone, Debug)]
 pub struct Holding {
-    pub job: JobId,
-    pub agent: String,
-    pub requester: RequesterId,
-    pub channel: ChannelId,
+    pub spec: Arc<JobSpec>,
     /// The ticket's own way to its owner: gone when the ticket is gone, by which it shows that the job is over.
     events: mpsc::WeakUnboundedSender<JobEvent>,
 }
 
 impl Holding {
     pub fn of(ticket: &Ticket) -> Self {
-        let spec = &ticket.spec;
-        Self {
-            job: spec.job.clone(),
-            agent: spec.agent.clone(),
-            requester: spec.requester.clone(),
-            channel: spec.channel.clone(),
-            events: ticket.events.downgrade(),
-        }
+        Self { spec: ticket.spec.clone(), events: ticket.events.downgrade() }
     }
 
     /// Whether it is this ticket's job.
     pub fn is_of(&self, ticket: &Ticket) -> bool {
-        self.job == ticket.spec.job
+        self.spec.job == ticket.spec.job
     }
 
     /// Whether nobody has the ticket any more.

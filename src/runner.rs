@@ -490,7 +490,7 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
             runner: self.context.name.clone(),
             state: state.machine.phase().word(),
             since_ms: state.since.elapsed().as_millis() as u64,
-            job: state.holds.as_ref().map(|holds| holds.job.clone()),
+            job: state.holds.as_ref().map(|holds| holds.spec.job.clone()),
             note: state.note.clone(),
         };
         if let Some(pool) = &state.pool {

@@ -320,7 +320,7 @@ impl State {
         if lent.counts
             && let Some(since) = lent.since
         {
-            self.times.record(&lent.holding.agent, since.elapsed());
+            self.times.record(&lent.holding.spec.agent, since.elapsed());
         }
     }
 
@@ -336,7 +336,7 @@ impl State {
             && !self.lent.contains_key(&status.runner)
             && !holding.is_over()
         {
-            let slot = Some(self.queue.occupy(&holding.requester, &holding.channel));
+            let slot = Some(self.queue.occupy(&holding.spec.requester, &holding.spec.channel));
             self.put_lent(status.runner.clone(), Lent { holding, since, slot, counts: false });
         }
         self.runners.insert(status.runner.clone(), (status, since));
@@ -345,7 +345,7 @@ impl State {
     /// When the runners that are taken come free, as far as is known.
     fn outlook(&self) -> Outlook {
         let counted = self.lent.values().filter(|lent| lent.counts);
-        self.times.outlook(counted.filter_map(|lent| Some((lent.holding.agent.as_str(), lent.since?.elapsed()))))
+        self.times.outlook(counted.filter_map(|lent| Some((lent.holding.spec.agent.as_str(), lent.since?.elapsed()))))
     }
 
     fn arm(&mut self, myself: &ActorRef<PoolMsg>) {

@@ -121,9 +121,17 @@ struct Channel {
     used: usize,
     lanes: Numbered<Lane>,
     /// Requesters with a job that may run, in the order of their turns.
-    turns: BTreeMap<u64, u64>,
+    turns: BTreeMap<u64, Seat>,
     /// Jobs of those requesters.
     ready: usize,
+}
+
+/// A requester's place in the turns, with the number of its jobs: telling places reads all of these, and must not look
+/// each one up.
+#[derive(Debug)]
+struct Seat {
+    requester: u64,
+    jobs: usize,
 }
 
 /// One requester's jobs in one channel, oldest first.
@@ -211,7 +219,10 @@ impl<T> FairQueue<T> {
         let lane = line.lanes.entry(requester).or_default();
         lane.jobs.push_back(number);
         match lane.turn {
-            Some(_) => line.ready += 1,
+            Some(turn) => {
+                line.ready += 1;
+                line.seat(turn).jobs += 1;
+            }
             None => self.seat_lane(tier, channel, requester),
         }
         Ok(())
@@ -238,7 +249,8 @@ impl<T> FairQueue<T> {
         let tier = self.next_tier()?;
         let (&channel_turn, &channel) = self.tiers[tier].turns.first_key_value()?;
         let line = self.tiers[tier].channels.get_mut(&channel).expect("a channel with a turn has jobs");
-        let (_, requester) = line.turns.pop_first().expect("a channel with a turn has a requester with one");
+        let (_, Seat { requester, .. }) =
+            line.turns.pop_first().expect("a channel with a turn has a requester with one");
         let lane = line.lanes.get_mut(&requester).expect("a requester with a turn has a lane");
         let number = lane.jobs.pop_front().expect("a requester with a turn has a job");
         lane.turn = None;
@@ -380,7 +392,7 @@ impl<T> FairQueue<T> {
         }
         lane.turn = Some(turn);
         line.ready += lane.jobs.len();
-        line.turns.insert(turn, requester);
+        line.turns.insert(turn, Seat { requester, jobs: lane.jobs.len() });
         self.seat_channel(tier, channel);
     }
 
@@ -443,8 +455,12 @@ impl<T> FairQueue<T> {
                 // Numbers grow, so a lane is sorted.
                 let place = lane.jobs.binary_search(&number).expect("a waiting job is in its requester's lane");
                 lane.jobs.remove(place);
-                line.ready -= usize::from(lane.turn.is_some());
-                if lane.jobs.is_empty() {
+                let (turn, is_empty) = (lane.turn, lane.jobs.is_empty());
+                if let Some(turn) = turn {
+                    line.ready -= 1;
+                    line.seat(turn).jobs -= 1;
+                }
+                if is_empty {
                     self.unseat_lane(tier, channel, requester);
                 }
                 self.requesters.load(requester).queued -= 1;
@@ -472,5 +488,9 @@ impl<T> FairQueue<T> {
 impl Channel {
     fn new(weight: usize) -> Self {
         Self { weight, turn: None, used: 0, lanes: Numbered::default(), turns: BTreeMap::new(), ready: 0 }
+    }
+
+    fn seat(&mut self, turn: u64) -> &mut Seat {
+        self.turns.get_mut(&turn).expect("a lane with a turn has a seat")
     }
 }

@@ -94,11 +94,12 @@ impl Channel {
         let lane = self.lanes.get(&requester)?;
         let own = lane.jobs.binary_search(&number).ok()?;
         let turn = lane.turn.unwrap_or(u64::MAX);
-        let of_others = self
-            .turns
-            .iter()
-            .filter(|(_, other)| **other != requester)
-            .map(|(other_turn, other)| self.lanes[other].jobs.len().min(own + usize::from(*other_turn < turn)));
+        if own == 0 {
+            // Most have one job: those before it in the turns are served first, each with one.
+            return Some(self.turns.range(..turn).count());
+        }
+        let others = self.turns.iter().filter(|(_, seat)| seat.requester != requester);
+        let of_others = others.map(|(other, seat)| seat.jobs.min(own + usize::from(*other < turn)));
         Some(own + of_others.sum::<usize>())
     }
 }
@@ -128,7 +129,7 @@ impl<'a> Walk<'a> {
         let lanes = self
             .lanes
             .entry(number)
-            .or_insert_with(|| channel.turns.values().map(|requester| (*requester, 0)).collect());
+            .or_insert_with(|| channel.turns.values().map(|seat| (seat.requester, 0)).collect());
         let (requester, taken) = lanes.pop_front()?;
         let jobs = &channel.lanes[&requester].jobs;
         if taken + 1 < jobs.len() {
