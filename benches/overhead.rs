@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use janebot::app::{App, Parts};
 use janebot::chat::{Inbound, Replies, Reply};
-use janebot::config::{AccessConfig, AgentKind, AgentsConfig, PoolConfig};
+use janebot::config::{AccessConfig, AgentKind, AgentsConfig, PoolConfig, SharingConfig};
 use janebot::desk::admission::Settings;
 use janebot::job::{ChannelId, ConversationId, RequesterId};
 use janebot::journal::Journal as _;
@@ -167,6 +167,7 @@ async fn start(sprites: Instantly, folder: &std::path::Path) -> App {
         queue_timeout: minute,
         max_queue: 100,
         extra_hosts: Default::default(),
+        sharing: SharingConfig::unlimited(),
     };
     let (pool_child, pool) = supervisor::child(config, parts);
     let settings = Settings {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use janebot::config::SharingConfig;
 use janebot::job::{ChannelId, ConversationId, JobId, JobSpec, RequesterId};
 use janebot::pool::manager::PoolManager;
 use janebot::pool::{JobEvent, NotStarted, PoolMsg, Ticket};
@@ -43,11 +44,27 @@ impl Actor for InstantRunner {
     }
 }
 
-fn ticket(n: usize, requesters: usize, events: mpsc::UnboundedSender<JobEvent>) -> Ticket {
+/// Who asks, and where: job `n` is requester `n % requesters`'s, who writes in `each_in` of `channels` channels.
+#[derive(Clone, Copy)]
+struct Crowd {
+    requesters: usize,
+    channels: usize,
+    each_in: usize,
+}
+
+impl Crowd {
+    fn of(requesters: usize) -> Self {
+        Self { requesters, channels: 1, each_in: 1 }
+    }
+}
+
+fn ticket(n: usize, crowd: Crowd, events: mpsc::UnboundedSender<JobEvent>) -> Ticket {
+    let requester = n % crowd.requesters;
+    let channel = (requester + n / crowd.requesters % crowd.each_in) % crowd.channels;
     let spec = JobSpec {
         job: JobId::new(format!("j{n}")),
-        requester: RequesterId::new(format!("u{}", n % requesters)),
-        channel: ChannelId::new("c"),
+        requester: RequesterId::new(format!("u{requester}")),
+        channel: ChannelId::new(format!("c{channel}")),
         conversation: ConversationId::new("c/t"),
         agent: "shell".into(),
         prompt: String::new(),
@@ -65,7 +82,9 @@ fn ticket(n: usize, requesters: usize, events: mpsc::UnboundedSender<JobEvent>) 
 
 async fn pool(runners: usize) -> (ActorRef<PoolMsg>, Vec<ActorRef<RunnerMsg>>) {
     let (pool, _) =
-        Actor::spawn(None, PoolManager { max_queue: 1_000_000, runners }, ()).await.expect("the pool starts");
+        Actor::spawn(None, PoolManager { max_queue: 1_000_000, sharing: SharingConfig::unlimited(), runners }, ())
+            .await
+            .expect("the pool starts");
     let mut started = Vec::new();
     for n in 0..runners {
         started
@@ -92,7 +111,7 @@ async fn throughput(jobs: usize, askers: usize) -> f64 {
             tokio::spawn(async move {
                 let (events, mut told) = mpsc::unbounded_channel();
                 for n in 0..jobs / askers {
-                    let ticket = ticket(asker * jobs + n, askers, events.clone());
+                    let ticket = ticket(asker * jobs + n, Crowd::of(askers), events.clone());
                     pool.cast(PoolMsg::Acquire(ticket)).expect("the pool lives");
                     end(&mut told).await;
                 }
@@ -105,14 +124,13 @@ async fn throughput(jobs: usize, askers: usize) -> f64 {
     jobs as f64 / began.elapsed().as_secs_f64()
 }
 
-/// How long `Acquire` takes to be answered by the pool manager while `waiting` jobs of `requesters` requesters wait and
-/// every runner is busy: the time until it says which place the job has.
-async fn answer_times(waiting: usize, requesters: usize) -> (Vec<Duration>, f64) {
+/// How long `Acquire` takes to be answered by the pool manager while `waiting` jobs of a crowd wait and every runner is busy: the time until it says which place the job has.
+async fn answer_times(waiting: usize, crowd: Crowd) -> (Vec<Duration>, f64) {
     let (pool, _) = pool(0).await;
     let (events, mut told) = mpsc::unbounded_channel();
     let began = Instant::now();
     for n in 0..waiting {
-        pool.cast(PoolMsg::Acquire(ticket(n, requesters, events.clone()))).expect("the pool lives");
+        pool.cast(PoolMsg::Acquire(ticket(n, crowd, events.clone()))).expect("the pool lives");
     }
     for _ in 0..waiting {
         told.recv().await;
@@ -123,7 +141,7 @@ async fn answer_times(waiting: usize, requesters: usize) -> (Vec<Duration>, f64)
         let (events, mut told) = mpsc::unbounded_channel();
         let asked = Instant::now();
         let job = waiting + n;
-        pool.cast(PoolMsg::Acquire(ticket(job, requesters, events))).expect("the pool lives");
+        pool.cast(PoolMsg::Acquire(ticket(job, crowd, events))).expect("the pool lives");
         told.recv().await;
         times.push(asked.elapsed());
         pool.cast(PoolMsg::Withdraw(JobId::new(format!("j{job}")))).expect("the pool lives");
@@ -139,8 +157,16 @@ async fn main() {
         let rate = throughput(400_000, askers).await;
         println!("acquire+release, {RUNNERS} runners, {askers:>4} askers      {rate:>10.0} /s");
     }
-    let (times, rate) = answer_times(100_000, 1_000).await;
-    let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
-    println!("queueing 100,000 jobs of 1,000 requesters        {rate:>10.0} /s");
-    println!("acquire with 100,000 waiting: p50 {} us, p99 {} us, p99.9 {} us", at(0.5), at(0.99), at(0.999));
+    let crowds = [
+        ("1,000 requesters, 1 channel", Crowd::of(1_000)),
+        ("1,000 requesters, 200 channels", Crowd { requesters: 1_000, channels: 200, each_in: 1 }),
+        ("1,000 requesters, each in 20 of 1,000 channels", Crowd { requesters: 1_000, channels: 1_000, each_in: 20 }),
+    ];
+    for (name, crowd) in crowds {
+        let (times, rate) = answer_times(100_000, crowd).await;
+        let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
+        println!("100,000 jobs of {name}");
+        println!("  queueing them                                  {rate:>10.0} /s");
+        println!("  acquire: p50 {} us, p99 {} us, p99.9 {} us", at(0.5), at(0.99), at(0.999));
+    }
 }

@@ -91,6 +91,8 @@ pub enum AgentResult {
     Failed {
         message: String,
         answer_so_far: Option<String>,
+        /// The model's server was overloaded or failing, as far as the agent's output tells: the same may succeed later.
+        retryable: bool,
         details: Details,
     },
     /// No result: the infrastructure failed. `message` quotes the end of standard error and the exit status.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::job::{ChannelId, ConversationId, JobId, JobReport, RequesterId};
+use crate::pool::estimate::Wait;
 
 /// A message that somebody wrote to Jane.
 #[derive(Clone)]
@@ -57,6 +58,8 @@ pub enum Progress {
     Queued {
         ahead: usize,
         reason: String,
+        /// How long it will wait from now on, if that can be told.
+        wait: Option<Wait>,
     },
     /// Waits for an earlier message of its own conversation.
     Behind,

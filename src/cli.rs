@@ -1,5 +1,7 @@
 //! The command line: what can be asked for, and the way from there to the parts that do it.
 
+mod why;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -8,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::agent::install;
@@ -15,9 +18,11 @@ use crate::app::machines::{self, Machines};
 use crate::app::{App, StartError};
 use crate::chat::terminal::ask::{self, Form, note};
 use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
+use crate::chat::text::one_line;
 use crate::config::{self, Config};
 use crate::desk::admission::{MAX_RUN_TIMEOUT, Refusal, Settings, check_agent, check_prompt};
 use crate::job::{JobReport, Outcome, Timings};
+use crate::journal::search::{Progress, Wanted};
 use crate::observe::{self, LogFormat};
 use crate::world::World;
 
@@ -54,6 +59,17 @@ enum Command {
     Serve,
     /// Serve only the Sprites API of this machine
     Host,
+    /// Tell the story of one message, from the journal
+    Why {
+        /// Start of a job's id, a message's key, or a link to the message
+        #[arg(value_name = "ID|LINK")]
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List jobs, newest first, from the journal
+    Jobs(JobsArgs),
     /// Print the settings in use, and what can be set
     Config,
 }
@@ -74,6 +90,50 @@ struct AskArgs {
     /// Save the files that the agent leaves in this folder, which must be new or empty
     #[arg(long, value_name = "FOLDER")]
     files: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct JobsArgs {
+    /// How far they came: accepted, running, ended, answered, failed, refused or cancelled
+    #[arg(long, value_name = "STATE", value_parser = progress)]
+    state: Option<Progress>,
+    /// Whose they are: the platform's user id, with or without the platform before it
+    #[arg(long, value_name = "ID")]
+    requester: Option<String>,
+    /// Not older than this: a time ago, as in `2h`, or a moment, as in `2026-09-21T14:00:00Z`
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+impl JobsArgs {
+    fn wanted(&self, world: &World) -> Result<Wanted, String> {
+        let since = self.since.as_deref().map(|text| moment(text, world)).transpose()?;
+        let (progress, requester) = (self.state, self.requester.clone());
+        Ok(Wanted { progress, requester, since, ..Wanted::any(self.limit) })
+    }
+}
+
+fn progress(word: &str) -> Result<Progress, String> {
+    Progress::named(word).ok_or_else(|| format!("it is one of {}", Progress::WORDS))
+}
+
+fn moment(text: &str, world: &World) -> Result<Timestamp, String> {
+    if let Ok(moment) = text.parse() {
+        return Ok(moment);
+    }
+    let ago = humantime::parse_duration(text).ok().and_then(|ago| world.now().checked_sub(ago).ok());
+    ago.ok_or_else(|| {
+        format!(
+            "--since {} is neither a time ago, as in 2h, nor a moment, as in 2026-09-21T14:00:00Z",
+            one_line(text, 40)
+        )
+    })
 }
 
 fn run_timeout(text: &str) -> Result<Duration, String> {
@@ -111,6 +171,13 @@ fn execute(cli: Cli) -> Exit {
     let command = match cli.command.unwrap_or(Command::Serve) {
         Command::Config => return print_config(&config),
         Command::Serve => return complain(NO_CHAT),
+        Command::Why { name, json } => return look(why::why(&config, &name, json, &World::real())),
+        Command::Jobs(args) => {
+            return match args.wanted(&World::real()) {
+                Ok(wanted) => look(why::jobs(&config, &wanted, args.json)),
+                Err(problem) => complain(&problem),
+            };
+        }
         Command::Ask(args) => match Asked::read(args, &config) {
             Ok(asked) => Work::Terminal(Terminal::Ask(asked)),
             Err(exit) => return exit,
@@ -127,6 +194,14 @@ fn execute(cli: Cli) -> Exit {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(work(command, &config, &env, cli.log.as_deref())),
         Err(error) => complain(&format!("no threads can be started ({error})")),
+    }
+}
+
+/// Runs what only reads.
+fn look(work: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => complain(&format!("no event loop can be started ({error})")),
     }
 }
 

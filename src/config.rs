@@ -13,12 +13,14 @@ mod source;
 mod tests;
 mod value;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+use crate::job::{ChannelId, RequesterId};
 
 pub use keys::reference;
 pub use source::{ConfigError, ConfigErrors, Origin};
@@ -121,8 +123,56 @@ pub struct PoolConfig {
     pub queue_timeout: Duration,
     /// `MAX_QUEUE`: jobs waiting at a time. Default 1,000.
     pub max_queue: usize,
+    pub sharing: SharingConfig,
     /// `EXTRA_ALLOWED_HOSTS`: names that sandboxes may reach beside the agents' own.
     pub extra_hosts: BTreeSet<String>,
+}
+
+/// How the runners are shared between requesters and channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharingConfig {
+    /// `MAX_QUEUED_PER_USER`: jobs of one requester that wait at a time. Default 20.
+    pub max_queued_per_user: usize,
+    /// `MAX_RUNNING_PER_USER`: jobs of one requester that run at a time. Default one less than `RUNNERS`, at least 1.
+    pub max_running_per_user: usize,
+    /// `MAX_QUEUED_PER_CHANNEL`: jobs of one channel that wait at a time. Default 200.
+    pub max_queued_per_channel: usize,
+    /// `MAX_RUNNING_PER_CHANNEL`: jobs of one channel that run at a time. Default `RUNNERS`.
+    pub max_running_per_channel: usize,
+    /// `URGENT_USER_IDS`, comma-separated platform ids.
+    pub urgent_users: BTreeSet<String>,
+    /// `CHANNEL_WEIGHTS`: jobs that a channel is given in one turn; 1 for a channel that is not named.
+    pub channel_weights: BTreeMap<String, usize>,
+}
+
+impl SharingConfig {
+    /// No limits, nobody preferred.
+    pub fn unlimited() -> Self {
+        Self {
+            max_queued_per_user: usize::MAX,
+            max_running_per_user: usize::MAX,
+            max_queued_per_channel: usize::MAX,
+            max_running_per_channel: usize::MAX,
+            urgent_users: BTreeSet::new(),
+            channel_weights: BTreeMap::new(),
+        }
+    }
+
+    pub fn is_urgent(&self, requester: &RequesterId) -> bool {
+        let id = requester.as_str();
+        self.urgent_users.contains(id) || self.urgent_users.contains(platform_id(id))
+    }
+
+    pub fn weight(&self, channel: &ChannelId) -> usize {
+        let id = channel.as_str();
+        let weight = self.channel_weights.get(id).or_else(|| self.channel_weights.get(platform_id(id)));
+        weight.copied().unwrap_or(1).max(1)
+    }
+}
+
+/// The id as its platform writes it: `123` of `discord:123`.
+pub fn platform_id(id: &str) -> &str {
+    id.split_once(':').map_or(id, |(_, id)| id)
 }
 
 #[derive(Clone, Debug)]

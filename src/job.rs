@@ -76,6 +76,26 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Whether sending the same again may succeed by itself: nothing stood against the prompt, only the moment. An
+    /// adapter offers a button then; nothing is ever repeated without one.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Failed { reason, .. } => match reason {
+                FailReason::ModelBusy | FailReason::QueueTimeout | FailReason::NoRunner => true,
+                FailReason::AgentFailed | FailReason::NoResult | FailReason::Timeout => false,
+                FailReason::OutcomeUnknown | FailReason::Interrupted | FailReason::Journal => false,
+            },
+            Self::Refused { reason, .. } => match reason {
+                RefuseReason::QueueFull | RefuseReason::TooManyWaiting | RefuseReason::Draining => true,
+                RefuseReason::NotAllowed | RefuseReason::EmptyPrompt | RefuseReason::PromptTooLarge => false,
+                RefuseReason::UnknownAgent | RefuseReason::Unsuitable => false,
+            },
+            Self::Answered { .. } | Self::Cancelled { .. } => false,
+        }
+    }
+}
+
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal,)* }) => {
         $(#[$doc])*
@@ -94,6 +114,8 @@ reasons!(
     FailReason {
         /// The agent ran and said that it failed (or, for `shell`, exited with a status other than zero).
         AgentFailed = "agent_failed",
+        /// The agent failed because the model's server was overloaded or failing.
+        ModelBusy = "model_busy",
         /// The agent ended without a result.
         NoResult = "no_result",
         /// The job's time was up.
@@ -121,6 +143,8 @@ reasons!(
         /// The agent would not take this prompt, or is not set up.
         Unsuitable = "unsuitable",
         QueueFull = "queue_full",
+        /// As many of the requester's, or of the channel's, wait as may.
+        TooManyWaiting = "too_many_waiting",
         Draining = "draining",
     }
 );

@@ -6,7 +6,9 @@
 
 pub mod memory;
 mod refusal;
+pub mod search;
 pub mod sqlite;
+pub mod story;
 
 use std::future::Future;
 
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::{ChannelId, ConversationId, JobId, Outcome, RequesterId, Timings};
 use crate::pool::receipt::Receipt;
 use crate::sprites::CheckpointId;
+use search::{LeaseRow, Wanted};
 
 pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 
@@ -162,6 +165,10 @@ pub trait Journal: Clone + Send + Sync + 'static {
             Ok(rows)
         }
     }
+    /// The newest jobs that are wanted, newest first.
+    fn find_jobs(&self, wanted: &Wanted) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+    /// Every lease that the job had, oldest first.
+    fn leases(&self, job: &JobId) -> impl Future<Output = Result<Vec<LeaseRow>>> + Send;
 
     fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
     /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest

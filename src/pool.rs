@@ -1,5 +1,6 @@
 //! The pool: lends each runner to at most one job at a time, fairly, and never a runner that is not proven clean.
 
+pub mod estimate;
 pub mod manager;
 pub mod queue;
 pub mod receipt;
@@ -17,6 +18,7 @@ use crate::agent::{AgentEvent, AgentResult};
 use crate::job::{JobId, JobSpec, OutputFile};
 use crate::runner::RunnerMsg;
 use crate::supervise::current::Follower;
+use estimate::Wait;
 use receipt::Receipt;
 
 /// One job's wish for a runner, and the way to tell its owner what becomes of it.
@@ -59,10 +61,12 @@ impl Ticket {
 /// What becomes of a ticket, in this order; `Queued` may repeat.
 #[derive(Debug)]
 pub enum JobEvent {
-    /// Waits; `reason` says why no runner is free, as in `all runners are busy`.
+    /// Waits; `reason` says why no runner is free, as in `all runners are busy`, and `wait` for how long from now on,
+    /// if that can be told.
     Queued {
         ahead: usize,
         reason: String,
+        wait: Option<Wait>,
     },
     /// Got a runner, which is being checked. A runner that fails before the agent's process exists gives the ticket
     /// back to the front of the queue, so `Queued` and another `Granted` may follow, even after `Started`.
@@ -114,10 +118,51 @@ pub enum RunEnd {
     Agent(AgentResult),
     /// Its time was up; `so_far` is what the agent had said.
     Timeout { so_far: AgentResult },
-    /// The owner cancelled it. `verified` says in words what was seen to be gone.
-    Cancelled { verified: String },
+    /// The owner cancelled it.
+    Cancelled { stopped: Stopped },
     /// The connection to the sprite was lost; whether the agent finished is not known.
     OutcomeUnknown { message: String },
+}
+
+/// What was seen of a program's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    pub proof: StopProof,
+    /// The exit status, when it was seen.
+    pub status: Option<u8>,
+    /// From the first signal to the proof.
+    pub took: Duration,
+}
+
+/// By what it was seen that nothing of a job runs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopProof {
+    /// The machine's process table held no process but the host's own.
+    ProcessTable,
+    /// The host listed the agent's session no more. What the agent left in the background is ended by the restore.
+    SessionList,
+    /// Nothing was seen: the restore, which follows every job, ends whatever is left.
+    Restore,
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
+        let status = self.status.map(|status| format!(" with status {status}")).unwrap_or_default();
+        match self.proof {
+            StopProof::ProcessTable => {
+                write!(f, "the agent ended{status}, and no process of it is left on its machine (seen after {took})")
+            }
+            StopProof::SessionList => write!(
+                f,
+                "the agent ended{status}, and its session is gone (seen after {took}); its machine is wiped, which ends what it may have left in the background"
+            ),
+            StopProof::Restore => write!(
+                f,
+                "the agent was told to stop, but its end was not seen within {took}; its machine is wiped, which ends everything on it"
+            ),
+        }
+    }
 }
 
 impl RunEnd {
@@ -135,6 +180,14 @@ impl RunEnd {
 pub enum NotStarted {
     /// `MAX_QUEUE` jobs wait already.
     QueueFull {
+        limit: usize,
+    },
+    /// So many jobs of the requester's own wait already.
+    TooManyOfRequester {
+        limit: usize,
+    },
+    /// So many jobs of the channel wait already.
+    TooManyOfChannel {
         limit: usize,
     },
     /// No runner came free in time; `reason` says what the runners were doing.
@@ -173,8 +226,8 @@ pub enum PoolMsg {
     Retract { runner: String },
     /// A runner failed before the agent's process existed; the job goes to the front of the queue.
     HandBack { granted: Granted, failure: String },
-    /// A runner tells its state, for people.
-    RunnerIs(RunnerStatus),
+    /// A runner tells its state, for people, and the job that it has.
+    RunnerIs { status: RunnerStatus, holds: Option<Holding> },
     /// From its own timer: expire, and tell those who wait how things stand.
     Tick,
     /// The service stops: all who wait are answered `NotStarted::Draining`, and so is everyone who comes later.
@@ -185,8 +238,32 @@ pub enum PoolMsg {
 #[derive(Debug)]
 pub struct Granted {
     pub ticket: Ticket,
-    /// How often runners have given it back before.
-    pub handed_back: u32,
+    /// Why each runner that had it before gave it back.
+    pub failures: Vec<String>,
+}
+
+/// What the pool manager knows of a job that a runner has.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    pub spec: Arc<JobSpec>,
+    /// The ticket's own way to its owner: gone when the ticket is gone, by which it shows that the job is over.
+    events: mpsc::WeakUnboundedSender<JobEvent>,
+}
+
+impl Holding {
+    pub fn of(ticket: &Ticket) -> Self {
+        Self { spec: ticket.spec.clone(), events: ticket.events.downgrade() }
+    }
+
+    /// Whether it is this ticket's job.
+    pub fn is_of(&self, ticket: &Ticket) -> bool {
+        self.spec.job == ticket.spec.job
+    }
+
+    /// Whether nobody has the ticket any more.
+    pub fn is_over(&self) -> bool {
+        self.events.strong_count() == 0
+    }
 }
 
 /// A picture of the pool for people.
@@ -194,6 +271,8 @@ pub struct Granted {
 pub struct PoolStatus {
     pub runners: Vec<RunnerStatus>,
     pub queued: usize,
+    /// How long a job that comes now would wait, if that can be told; nothing when a runner is idle.
+    pub wait: Option<Wait>,
 }
 
 /// One runner, for people.

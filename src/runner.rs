@@ -10,6 +10,7 @@ pub mod claim;
 pub mod collect;
 pub mod scripts;
 pub mod state;
+pub mod stop;
 pub mod verify;
 pub mod work;
 
@@ -24,10 +25,9 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::job::JobId;
 use crate::journal::{Journal, JournalError};
 use crate::pool::receipt::Receipt;
-use crate::pool::{Granted, PoolMsg, RunnerStatus};
+use crate::pool::{Granted, Holding, PoolMsg, RunnerStatus};
 use crate::sprites::{Sprites, SpritesError};
 use crate::supervise::current::Follower;
 use crate::world::World;
@@ -219,7 +219,8 @@ pub struct State {
     work: Option<AbortOnDropHandle<()>>,
     /// Proof of the present cleanness; there only while `Idle`.
     receipt: Option<Receipt>,
-    job: Option<JobId>,
+    /// The job that has it.
+    holds: Option<Holding>,
     /// Last trouble, for people; none while all is well.
     note: Option<String>,
     permit: Option<OwnedSemaphorePermit>,
@@ -249,7 +250,7 @@ impl<S: Sprites, J: Journal> Actor for Runner<S, J> {
             run: 0,
             work: None,
             receipt: None,
-            job: None,
+            holds: None,
             note: None,
             permit: None,
             helpers: Helpers::default(),
@@ -315,7 +316,7 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
         let Some(receipt) = lent else {
             return self.give_back(granted, "it was no longer free".into(), state);
         };
-        state.job = Some(granted.ticket.spec.job.clone());
+        state.holds = Some(Holding::of(&granted.ticket));
         state.machine.on(Event::Granted);
         state.note = None;
         self.entered(state);
@@ -341,7 +342,7 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
                 trouble.event()
             }
             Done::Job(end) => {
-                state.job = None;
+                state.holds = None;
                 match end {
                     WorkEnd::Over => Event::JobOver(JobEnd::Ran),
                     WorkEnd::Untouched(receipt) => {
@@ -358,7 +359,7 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
             Done::Panicked => {
                 error!(runner = self.context.name, phase = state.machine.phase().word(), "a piece of work panicked");
                 state.note = Some("a fault in janebot itself; see the log".into());
-                state.job = None;
+                state.holds = None;
                 match state.machine.phase() {
                     Phase::Checking | Phase::Executing => Event::JobOver(JobEnd::Ran),
                     _ => Event::Failed(Blame::Outside),
@@ -490,12 +491,12 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
             runner: self.context.name.clone(),
             state: state.machine.phase().word(),
             since_ms: state.since.elapsed().as_millis() as u64,
-            job: state.job.clone(),
+            job: state.holds.as_ref().map(|holds| holds.spec.job.clone()),
             note: state.note.clone(),
         };
         if let Some(pool) = &state.pool {
             // A pool manager that is gone has a successor, which will be told.
-            let _ = pool.cast(PoolMsg::RunnerIs(status));
+            let _ = pool.cast(PoolMsg::RunnerIs { status, holds: state.holds.clone() });
         }
     }
 

@@ -104,15 +104,17 @@ fn a_chat_answers_line_by_line_and_ends_with_its_input() {
 }
 
 #[test]
-fn ctrl_c_cancels_the_job_and_ends_with_status_130() {
+fn ctrl_c_ends_the_job_with_all_that_it_started_and_the_command_with_status_130() {
     let data = tempfile::tempdir().unwrap();
-    let Some((child, mut err)) = begun(data.path(), "echo begun; sleep 1000") else { return };
+    let script =
+        "setsid nohup sh -c 'trap : TERM; while :; do sleep 1; done' > /dev/null 2>&1 & echo begun; sleep 1000";
+    let Some((child, mut err)) = begun(data.path(), script) else { return };
     signal(&child, rustix::process::Signal::INT);
     let mut rest = String::new();
     err.read_to_string(&mut rest).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(130), &b""[..]), "{rest}");
-    assert!(rest.contains("Cancelled: "), "{rest}");
+    assert!(rest.contains("Cancelled: ") && rest.contains("no process of it is left"), "{rest}");
 }
 
 #[test]
@@ -132,6 +134,47 @@ fn a_job_that_a_killed_process_left_is_told_to_the_next_one() {
     assert_eq!(interrupted.len(), 1, "{out}");
     assert_eq!(interrupted[0]["started"], true, "{out}");
     assert!(err.contains("was interrupted when janebot stopped"), "{err}");
+}
+
+#[test]
+fn the_story_of_a_message_is_told_while_it_runs_and_afterwards() {
+    let data = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = janebot(data.path(), args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (status, _, err) = run(&["jobs"]);
+    assert!(status == 1 && err.contains("there is none"), "{err}");
+    let Some((child, _err)) = begun(data.path(), "echo begun; sleep 1000") else { return };
+
+    let (status, out, err) = run(&["jobs", "--json", "--state", "running", "--since", "1h"]);
+    let jobs: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{status} {out}{err}"));
+    let job = jobs[0]["job"].as_str().unwrap();
+    let (status, out, err) = run(&["why", &job[..12]]);
+    assert_eq!(status, 0, "{err}");
+    assert!(out.contains("heard from terminal:") && out.contains("is on jane-runner-"), "{out}");
+
+    signal(&child, rustix::process::Signal::INT);
+    child.wait_with_output().unwrap();
+    let key = jobs[0]["message_key"].as_str().unwrap();
+    let (status, out, err) = run(&["why", "--json", key]);
+    let story: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{status} {out}{err}"));
+    assert_eq!((&story["job"], &story["outcome"]["outcome"]), (&job.into(), &"cancelled".into()), "{out}");
+    assert_eq!(story["leases"].as_array().unwrap().len(), 1, "{out}");
+    let told = story["events"].to_string();
+    assert!(told.contains("proven clean") && told.contains("no process of it is left"), "{told}");
+    let (_, out, _) = run(&["jobs", "--state", "cancelled", "--limit", "1"]);
+    assert!(out.contains(job) && out.lines().count() == 2, "{out}");
+
+    for (args, expected, part) in [
+        (&["why", "zzz"][..], 1, "no job is known as zzz"),
+        (&["jobs", "--state", "lost"], 2, "it is one of accepted"),
+        (&["jobs", "--since", "soon"], 2, "neither a time ago"),
+    ] {
+        let (status, _, err) = run(args);
+        assert!(status == expected && err.contains(part), "{args:?}: {status} {err}");
+    }
 }
 
 /// What a second process with the same journal says.

@@ -124,7 +124,7 @@ fn the_settings_are_printed_without_secrets() {
 fn help_is_no_error() {
     let (status, out, err) = run(&["--help"], b"");
     assert_eq!((status, err.as_str()), (0, ""));
-    for command in ["ask", "chat", "serve", "host", "config"] {
+    for command in ["ask", "chat", "serve", "host", "why", "jobs", "config"] {
         assert!(out.contains(&format!("  {command} ")), "{out}");
     }
 }

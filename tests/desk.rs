@@ -13,7 +13,7 @@ use janebot::desk::{Target, recovery};
 use janebot::job::{ConversationId, MAX_PROMPT_BYTES, Outcome, RequesterId};
 use janebot::journal::memory::{Call, MemoryJournal};
 use janebot::journal::{JobState, Journal, RunnerRow};
-use janebot::pool::{JobEvent, NotStarted, RunEnd, Ticket};
+use janebot::pool::{JobEvent, NotStarted, RunEnd, StopProof, Stopped, Ticket};
 use janebot::sprites::CheckpointId;
 use tokio::time::{Instant, timeout};
 
@@ -44,7 +44,7 @@ async fn a_message_is_recorded_acknowledged_run_and_answered_once() {
     assert_eq!(rig.journal.job(&job).await.unwrap().unwrap().state, JobState::Accepted);
     let ticket = rig.ticket().await;
     assert_eq!((ticket.spec.prompt.as_str(), ticket.spec.run_timeout), ("hello", RUN_TIMEOUT));
-    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy".into() }).unwrap();
+    ticket.events.send(JobEvent::Queued { ahead: 2, reason: "all runners are busy".into(), wait: None }).unwrap();
     start(&ticket);
     for event in [
         AgentEvent::Thread("t".into()),
@@ -55,7 +55,7 @@ async fn a_message_is_recorded_acknowledged_run_and_answered_once() {
         ticket.events.send(JobEvent::Agent(event)).unwrap();
     }
     let seen = [
-        Progress::Queued { ahead: 2, reason: "all runners are busy".into() },
+        Progress::Queued { ahead: 2, reason: "all runners are busy".into(), wait: None },
         Progress::Checking { runner: "jane-runner-0".into() },
         Progress::Working { text: "amp is starting".into() },
         Progress::Working { text: "I look at ␛[2Jit".into() },
@@ -270,9 +270,13 @@ async fn a_running_job_is_cancelled_with_what_was_verified() {
     told.accepted().await;
     rig.cancel(conversation("c")).await;
     ticket.cancel.cancelled().await;
-    finish(&ticket, RunEnd::Cancelled { verified: "all its processes are gone".into() });
+    let took = Duration::from_millis(120);
+    let stopped = Stopped { proof: StopProof::ProcessTable, status: Some(143), took };
+    finish(&ticket, RunEnd::Cancelled { stopped });
     let report = told.ended().await;
-    assert_eq!(report.outcome, Outcome::Cancelled { message: "Cancelled: all its processes are gone.".into() });
+    let message =
+        "Cancelled: the agent ended with status 143, and no process of it is left on its machine (seen after 120ms).";
+    assert_eq!(report.outcome, Outcome::Cancelled { message: message.into() });
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 use janebot::job::{ChannelId, ConversationId, FailReason, JobId, Outcome, RequesterId, Timings};
 use janebot::journal::memory::{Call, MemoryJournal};
+use janebot::journal::search::{LeaseRow, Progress, Wanted, Which};
 use janebot::journal::sqlite::SqliteJournal;
 use janebot::journal::{Accepted, JobRow, JobState, Journal, JournalError, RunnerRow};
 use janebot::pool::receipt::Receipt;
@@ -208,6 +209,46 @@ async fn jobs_are_listed_by_age(journal: impl Journal) {
     assert_eq!(names(journal.conversation_jobs(&ConversationId::new("slack:C3/1"), 3).await.unwrap()), "");
 }
 
+async fn jobs_are_found_by_what_is_known_of_them(journal: impl Journal) {
+    for (n, requester) in ["slack:U1", "discord:U2", "slack:U1"].into_iter().enumerate() {
+        let row =
+            JobRow { requester: RequesterId::new(requester), accepted_at: at(10 * n as i64), ..job(&format!("{n}a")) };
+        journal.accept(&row).await.unwrap();
+    }
+    journal.end(&id("1a"), &answered("x"), &Timings::default(), None, at(50)).await.unwrap();
+    let found = async |wanted: Wanted| {
+        let rows = journal.find_jobs(&wanted).await.unwrap();
+        rows.iter().map(|row| row.job.to_string()).collect::<Vec<_>>()
+    };
+    let any = || Wanted::any(10);
+    assert_eq!(found(any()).await, ["2a", "1a", "0a"]);
+    assert_eq!(found(Wanted::any(2)).await, ["2a", "1a"]);
+    assert_eq!(found(Wanted { which: Which::IdStart("1".into()), ..any() }).await, ["1a"]);
+    assert_eq!(found(Wanted { which: Which::IdStart("a".into()), ..any() }).await, [""; 0]);
+    assert_eq!(found(Wanted { which: Which::KeyEnd("C1/2a".into()), ..any() }).await, ["2a"]);
+    assert_eq!(found(Wanted { which: Which::KeyEnd("slack:T1/C1/0a".into()), ..any() }).await, ["0a"]);
+    assert_eq!(found(Wanted { requester: Some("U1".into()), ..any() }).await, ["2a", "0a"]);
+    assert_eq!(found(Wanted { requester: Some("discord:U2".into()), ..any() }).await, ["1a"]);
+    assert_eq!(found(Wanted { requester: Some("slack:U2".into()), ..any() }).await, [""; 0]);
+    assert_eq!(found(Wanted { progress: Progress::named("accepted"), ..any() }).await, ["2a", "0a"]);
+    assert_eq!(found(Wanted { progress: Progress::named("answered"), ..any() }).await, ["1a"]);
+    assert_eq!(found(Wanted { progress: Progress::named("failed"), ..any() }).await, [""; 0]);
+    assert_eq!(found(Wanted { since: Some(at(10)), ..any() }).await, ["2a", "1a"]);
+}
+
+async fn every_lease_of_a_job_is_told(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    for name in ["r0", "r1"] {
+        journal.built(&runner(name)).await.unwrap();
+    }
+    assert_eq!(journal.leases(&id("a")).await.unwrap(), []);
+    journal.lease(&id("a"), "r1", 8, "c1", at(1)).await.unwrap();
+    journal.unlease(&id("a")).await.unwrap();
+    journal.lease(&id("a"), "r0", 9, "c2", at(2)).await.unwrap();
+    let lease = |runner: &str, fence, second| LeaseRow { runner: runner.into(), fence, leased_at: at(second) };
+    assert_eq!(journal.leases(&id("a")).await.unwrap(), [lease("r1", 8, 1), lease("r0", 9, 2)]);
+}
+
 async fn a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it(journal: impl Journal) {
     failed_with(journal.clean("r0", &receipt("r0")).await, "no such runner");
     journal.built(&RunnerRow { dirty: false, ..runner("r0") }).await.unwrap();
@@ -309,6 +350,8 @@ contract!(
     a_job_that_never_started_waits_again_and_its_runner_stays_dirty
     the_first_outcome_wins
     jobs_are_listed_by_age
+    jobs_are_found_by_what_is_known_of_them
+    every_lease_of_a_job_is_told
     a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it
     a_fence_only_grows
     quarantines_are_kept_for_people

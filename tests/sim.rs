@@ -2,7 +2,8 @@
 //! sprite cloud that fails and lies, users who write, cancel and repeat themselves, actors that are killed, processes
 //! that crash and start again, and a second deployment under the same names. Everything follows from one seed.
 //!
-//! `JANEBOT_SIM_SEEDS=N` runs N seeds instead of the default; `JANEBOT_SIM_SEED=S` runs one and prints its log.
+//! `JANEBOT_SIM_SEEDS=N` runs N seeds instead of the default; `JANEBOT_SIM_SEED=S` runs one and prints its log. Whether it
+//! would notice a broken promise is what `tests/mutations.sh` shows: it puts deliberate bugs into a copy of the source.
 
 #[path = "sim/chat.rs"]
 mod chat;
@@ -11,6 +12,8 @@ mod doubles;
 mod process;
 #[path = "sim/scenario.rs"]
 mod scenario;
+#[path = "sim/stop.rs"]
+mod stop;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

@@ -109,7 +109,7 @@ impl AgentReader for ShellReader {
         if status == 0 {
             return AgentResult::Answered { answer: output.unwrap_or_else(|| "(no output)".into()), details };
         }
-        AgentResult::Failed { message: failure(status), answer_so_far: output, details }
+        AgentResult::Failed { message: failure(status), answer_so_far: output, retryable: false, details }
     }
 }
 
@@ -155,6 +155,7 @@ mod tests {
         let expected = AgentResult::Failed {
             message: "the script exited with status 3".into(),
             answer_so_far: Some("so far".into()),
+            retryable: false,
             details: Details::default(),
         };
         assert_eq!(result, expected);

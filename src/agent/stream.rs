@@ -64,11 +64,16 @@ struct Run {
 /// What a `result` record says.
 struct Ended {
     /// The answer's text, which may be missing, or why there is none.
-    verdict: Result<Option<String>, String>,
+    verdict: Result<Option<String>, Failure>,
     answer_cut: bool,
     totals: Option<Tokens>,
     turns: Option<u64>,
     cost_usd: Option<f64>,
+}
+
+struct Failure {
+    message: String,
+    retryable: bool,
 }
 
 impl StreamReader {
@@ -134,12 +139,12 @@ impl AgentReader for StreamReader {
                 });
                 AgentResult::Answered { answer, details }
             }
-            Err(message) => {
+            Err(Failure { message, retryable }) => {
                 if self.run.forgot_said {
                     details.notes.push("The agent said so much on the way that only the end of it was kept.".into());
                 }
                 let answer_so_far = (!said.is_empty()).then(|| said.join("\n\n"));
-                AgentResult::Failed { message, answer_so_far, details }
+                AgentResult::Failed { message, answer_so_far, retryable, details }
             }
         }
     }
@@ -259,7 +264,8 @@ impl Run {
         let cost_usd = record.total_cost_usd.filter(|cost| *cost >= 0.0);
         let (mut verdict, mut answer_cut) = (Ok(None), false);
         if record.is_error != Some(false) {
-            verdict = Err(failure(self.agent, record));
+            let retryable = record.api_error_status.is_some_and(passes);
+            verdict = Err(Failure { message: failure(self.agent, record), retryable });
         } else if let Some(mut answer) = record.result.take().filter(|text| !text.trim().is_empty()) {
             answer_cut = cut(&mut answer, MAX_ANSWER_BYTES);
             answer.shrink_to_fit();
@@ -324,6 +330,12 @@ fn plus(a: Tokens, b: Tokens) -> Tokens {
         cache_read_input_tokens: a.cache_read_input_tokens.saturating_add(b.cache_read_input_tokens),
         output_tokens: a.output_tokens.saturating_add(b.output_tokens),
     }
+}
+
+/// Whether a request that the model's server refused with this status may succeed later: it was overloaded (429, 529),
+/// too slow or out of order. Others, as 401 or 402, need somebody to do something. amp tells no status.
+fn passes(status: f64) -> bool {
+    status == 408.0 || status == 429.0 || (500.0..600.0).contains(&status)
 }
 
 /// What a result that is no success says about the reason.

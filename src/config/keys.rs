@@ -2,7 +2,7 @@
 //!
 //! README's table is printed from it ([`reference()`]); loading, errors and the effective settings use the same entries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -51,6 +51,8 @@ const MAX_PREFIX: usize = 48;
 const MAX_RUNNERS: u64 = 64;
 /// Each waiting job holds its prompt (up to 1 MiB) in memory.
 const MAX_QUEUE_LIMIT: u64 = 100_000;
+/// A channel with a larger share than this has the runners to itself.
+const MAX_WEIGHT: u64 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MIB: u64 = 1024 * 1024;
@@ -141,6 +143,20 @@ keys! {
         "How long a job waits for a runner before it is refused.";
     MAX_QUEUE: usize = |text| value::count(text, 1, MAX_QUEUE_LIMIT), "number, 1 to 100000", Value("1000"), "200",
         "Jobs that may wait at a time; further prompts are refused.";
+    MAX_QUEUED_PER_USER: usize = |text| value::count(text, 1, MAX_QUEUE_LIMIT), "number, 1 to 100000", Value("20"), "5",
+        "Jobs of one person that may wait at a time. Nobody reads more answers at once; more is a script gone wild.";
+    MAX_RUNNING_PER_USER: usize = |text| value::count(text, 1, MAX_RUNNERS), "number, 1 to 64",
+        Derived("one less than `RUNNERS`, at least 1"), "2",
+        "Jobs of one person that may run at a time. The default keeps a runner for somebody else; further jobs wait, and \
+         block nobody.";
+    MAX_QUEUED_PER_CHANNEL: usize = |text| value::count(text, 1, MAX_QUEUE_LIMIT), "number, 1 to 100000", Value("200"),
+        "50", "Jobs of one channel that may wait at a time, so that no channel fills the whole queue.";
+    MAX_RUNNING_PER_CHANNEL: usize = |text| value::count(text, 1, MAX_RUNNERS), "number, 1 to 64",
+        Derived("`RUNNERS`"), "4", "Jobs of one channel that may run at a time. A team with one channel needs them all.";
+    CHANNEL_WEIGHTS: BTreeMap<String, usize> = |text| value::weights(text, MAX_WEIGHT), "list of id=number, 1 to 100",
+        Nothing, "C024BE91L=3", "Jobs that a channel is given in one turn, where channels take turns; 1 unless named.";
+    URGENT_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH",
+        "Chat users whose jobs are served before all others', as far as that starves nobody.";
 
     ALLOWED_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH,U0G9QF9C6",
         "Chat users who may ask. The terminal belongs to whoever runs the process.";

@@ -9,7 +9,7 @@ use super::reach::{self, Sprites};
 use super::source::{ConfigErrors, Source};
 use super::{
     AccessConfig, AgentKind, AgentsConfig, AmpConfig, ClaudeConfig, Config, Grant, HostConfig, Isolation, Limits,
-    PoolConfig, SpritesConfig,
+    PoolConfig, SharingConfig, SpritesConfig,
 };
 
 impl Config {
@@ -103,6 +103,7 @@ fn pool(source: &mut Source) -> Option<PoolConfig> {
     let run_timeout = source.get(&keys::EXEC_TIMEOUT);
     let queue_timeout = source.get(&keys::QUEUE_TIMEOUT);
     let max_queue = source.get(&keys::MAX_QUEUE);
+    let sharing = sharing(source, runners);
     let extra_hosts = source.get(&keys::EXTRA_ALLOWED_HOSTS).unwrap_or_default();
     Some(PoolConfig {
         runners: runners?,
@@ -110,8 +111,31 @@ fn pool(source: &mut Source) -> Option<PoolConfig> {
         run_timeout: run_timeout?,
         queue_timeout: queue_timeout?,
         max_queue: max_queue?,
+        sharing: sharing?,
         extra_hosts,
     })
+}
+
+fn sharing(source: &mut Source, runners: Option<usize>) -> Option<SharingConfig> {
+    let max_queued_per_user = source.get(&keys::MAX_QUEUED_PER_USER);
+    let max_queued_per_channel = source.get(&keys::MAX_QUEUED_PER_CHANNEL);
+    let running_per_user = limit(source, &keys::MAX_RUNNING_PER_USER, runners.map(|runners| (runners - 1).max(1)));
+    let running_per_channel = limit(source, &keys::MAX_RUNNING_PER_CHANNEL, runners);
+    let urgent_users = source.get(&keys::URGENT_USER_IDS).unwrap_or_default();
+    let channel_weights = source.get(&keys::CHANNEL_WEIGHTS).unwrap_or_default();
+    Some(SharingConfig {
+        max_queued_per_user: max_queued_per_user?,
+        max_running_per_user: running_per_user?,
+        max_queued_per_channel: max_queued_per_channel?,
+        max_running_per_channel: running_per_channel?,
+        urgent_users,
+        channel_weights,
+    })
+}
+
+/// The setting, else what is derived for it. `None` only after a complaint.
+fn limit(source: &mut Source, key: &Key<usize>, derived: Option<usize>) -> Option<usize> {
+    if source.is_set(&key.about) { source.get(key) } else { derived }
 }
 
 fn limits(source: &mut Source) -> Option<Limits> {

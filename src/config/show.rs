@@ -1,6 +1,6 @@
 //! The effective settings, one a line, for start-up logs and `doctor`. Of secrets it says only whether they are set.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -66,6 +66,13 @@ impl Config {
         line("EXEC_TIMEOUT", time(self.pool.run_timeout));
         line("QUEUE_TIMEOUT", time(self.pool.queue_timeout));
         line("MAX_QUEUE", self.pool.max_queue.to_string());
+        let sharing = &self.pool.sharing;
+        line("MAX_QUEUED_PER_USER", sharing.max_queued_per_user.to_string());
+        line("MAX_RUNNING_PER_USER", sharing.max_running_per_user.to_string());
+        line("MAX_QUEUED_PER_CHANNEL", sharing.max_queued_per_channel.to_string());
+        line("MAX_RUNNING_PER_CHANNEL", sharing.max_running_per_channel.to_string());
+        line("CHANNEL_WEIGHTS", weights(&sharing.channel_weights));
+        line("URGENT_USER_IDS", list(&sharing.urgent_users));
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
@@ -95,6 +102,10 @@ fn time(span: Duration) -> String {
 
 fn list(items: &BTreeSet<String>) -> String {
     if items.is_empty() { "none".into() } else { items.iter().map(String::as_str).collect::<Vec<_>>().join(",") }
+}
+
+fn weights(weights: &BTreeMap<String, usize>) -> String {
+    list(&weights.iter().map(|(id, weight)| format!("{id}={weight}")).collect())
 }
 
 /// The URL, and where it leads when its name exists in sprites only.

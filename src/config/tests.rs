@@ -9,6 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::keys::{self, Unset};
 use super::{AgentKind, Config, ConfigErrors, Grant, HostConfig, Isolation, Limits, Origin, SpritesConfig, reference};
+use crate::job::{ChannelId, RequesterId};
 
 fn env(settings: &[(&str, &str)]) -> BTreeMap<String, String> {
     let home = ("HOME".to_owned(), "/home/jane".to_owned());
@@ -101,6 +102,8 @@ fn good_values_are_read() {
         ("DATABASE_URL", "sqlite:///srv/j.sqlite"),
         ("DATA_DIR", "/srv/jane"),
         ("MAX_QUEUE", ""),
+        ("CHANNEL_WEIGHTS", "C1=3, C2=1"),
+        ("URGENT_USER_IDS", "U9"),
         ("CLAUDE_MODEL", "claude-opus-4-8[1m]"),
     ])
     .unwrap();
@@ -109,6 +112,10 @@ fn good_values_are_read() {
     assert_eq!((config.pool.runners, config.pool.prefix.as_str()), (64, "jane-2"));
     assert_eq!((config.pool.run_timeout.as_secs(), config.pool.queue_timeout.as_secs()), (5400, 1));
     assert_eq!(config.pool.max_queue, 1000, "empty counts as unset");
+    let sharing = &config.pool.sharing;
+    assert_eq!((sharing.max_running_per_user, sharing.max_running_per_channel), (63, 64), "derived from RUNNERS");
+    assert_eq!((sharing.weight(&ChannelId::new("slack:C1")), sharing.weight(&ChannelId::new("slack:C9"))), (3, 1));
+    assert!(sharing.is_urgent(&RequesterId::new("slack:U9")) && !sharing.is_urgent(&RequesterId::new("slack:U1")));
     assert_eq!(config.agents.default, AgentKind::Claude);
     assert_eq!(config.access.users, BTreeSet::from(["U1".to_owned(), "U2".to_owned()]));
     assert_eq!(config.pool.extra_hosts, BTreeSet::from(["github.com".to_owned(), "*.crates.io".to_owned()]));
@@ -186,6 +193,10 @@ fn bad_values_are_named_with_what_is_wrong() {
         ("HOST_DISK", "99999999999TiB", "too large"),
         ("HOST_PROCESSES", "1", "not between"),
         ("MAX_QUEUE", "0", "not between"),
+        ("MAX_RUNNING_PER_USER", "0", "not between"),
+        ("CHANNEL_WEIGHTS", "C1", "id=number"),
+        ("CHANNEL_WEIGHTS", "C1=2,C2=0", "item 2"),
+        ("CHANNEL_WEIGHTS", "=2", "no id"),
         ("ALLOWED_USER_IDS", "U1,@jane", "item 2"),
         ("ALLOWED_CHANNEL_IDS", "#general", "item 1"),
         ("EXTRA_ALLOWED_HOSTS", "*", "allows too much"),

@@ -2,7 +2,7 @@
 //!
 //! An error is what is wrong, as the second half of a sentence; [`shown`] decides whether the text may be quoted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -172,6 +172,16 @@ pub(super) fn ids(text: &str) -> Parsed<BTreeSet<String>> {
         if fits { Ok(part.to_owned()) } else { Err(format!("item {at} is not an id (names and @names do not do)")) }
     };
     list(text).map(id).collect()
+}
+
+/// `ID=NUMBER` items.
+pub(super) fn weights(text: &str, max: u64) -> Parsed<BTreeMap<String, usize>> {
+    let weight = |(at, part): (usize, &str)| {
+        let (id, number) = part.split_once('=').ok_or_else(|| format!("item {at} is not of the form id=number"))?;
+        let id = ids(id)?.pop_first().ok_or_else(|| format!("item {at} has no id before its `=`"))?;
+        Ok((id, count(number.trim(), 1, max).map_err(|problem| format!("item {at}: {problem}"))?))
+    };
+    list(text).map(weight).collect()
 }
 
 pub(super) fn hosts(text: &str) -> Parsed<BTreeSet<String>> {

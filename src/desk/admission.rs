@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::chat::Inbound;
-use crate::config::{AccessConfig, AgentKind, Config};
+use crate::config::{AccessConfig, AgentKind, Config, platform_id};
 use crate::job::{MAX_PROMPT_BYTES, RefuseReason, RequesterId};
 
 /// Conversations that have an actor at a time. Each costs a few KiB beside its history; more than this is a flood.
@@ -154,11 +154,6 @@ fn is_terminal(requester: &RequesterId) -> bool {
 /// Deny by default: an empty list allows nobody.
 fn listed(list: &BTreeSet<String>, id: &str) -> bool {
     list.contains(id) || list.contains(platform_id(id))
-}
-
-/// The id as the platform writes it: `123` of `discord:123`.
-fn platform_id(id: &str) -> &str {
-    id.split_once(':').map_or(id, |(_, id)| id)
 }
 
 #[cfg(test)]

@@ -98,6 +98,15 @@ pub struct State {
     _remembering: AbortOnDropHandle<()>,
 }
 
+/// What the journal has of a job that asks for a runner.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    None,
+    /// The runner that was lost may have recorded one. Its agent had not started, so the lease is taken back; otherwise
+    /// no other runner could get the job.
+    MayBeLeft,
+}
+
 enum Doing {
     Idle,
     Run(Box<Run>),
@@ -202,10 +211,10 @@ impl<J: Journal> Conversation<J> {
             return;
         }
         match event {
-            JobEvent::Queued { ahead, reason } => {
+            JobEvent::Queued { ahead, reason, wait } => {
                 run.phase = Phase::Waiting;
                 run.watch_unless_cancelled(me, run.queue_patience(&self.settings));
-                self.progress(&run.hearing.job, Progress::Queued { ahead, reason });
+                self.progress(&run.hearing.job, Progress::Queued { ahead, reason, wait });
             }
             JobEvent::Granted { runner } => {
                 run.phase = Phase::Checking;
@@ -335,7 +344,7 @@ impl<J: Journal> Conversation<J> {
         let asked_at = Instant::now();
         let cancel = CancellationToken::new();
         let mut run = Box::new(Run {
-            pump: self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel)),
+            pump: self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel), Lease::None),
             hearing,
             spec,
             run: st.runs,
@@ -357,7 +366,7 @@ impl<J: Journal> Conversation<J> {
         run.reasks += 1;
         run.phase = Phase::Waiting;
         run.granted_at = None;
-        run.pump = self.ask(me, number, self.ticket(&run.spec, run.asked_at, &run.cancel));
+        run.pump = self.ask(me, number, self.ticket(&run.spec, run.asked_at, &run.cancel), Lease::MayBeLeft);
         run.watch(me, run.queue_patience(&self.settings));
     }
 
@@ -379,9 +388,15 @@ impl<J: Journal> Conversation<J> {
         me: &ActorRef<ConversationMsg>,
         run: u64,
         (ticket, mut news): (Ticket, mpsc::UnboundedReceiver<JobEvent>),
+        lease: Lease,
     ) -> AbortOnDropHandle<()> {
-        let (pool, me) = (self.pool.clone(), me.clone());
+        let (pool, journal, me) = (self.pool.clone(), self.journal.clone(), me.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
+            if lease == Lease::MayBeLeft
+                && !matches!(timeout(JOURNAL_PATIENCE, journal.unlease(&ticket.spec.job)).await, Ok(Ok(())))
+            {
+                tracing::warn!(job = %ticket.spec.job, "a lost runner's lease could not be taken back");
+            }
             let (cancel, wait_until) = (ticket.cancel.clone(), ticket.wait_until);
             let acquired = tokio::select! {
                 biased;

@@ -81,7 +81,13 @@ pub fn ran(ended: Ended, run: RunReport, run_timeout: Duration, ended_at: Timest
 fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, Details) {
     match ended {
         RunEnd::Agent(AgentResult::Answered { answer, details }) => (Outcome::Answered { answer }, details),
-        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, details }) => {
+        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, retryable: true, details }) => {
+            let message = format!(
+                "The model's server could not serve the agent just now: {message}\nWhat the agent had done before that was not undone, and nothing is repeated by itself: send the message again to try once more (job {job})."
+            );
+            (failed(FailReason::ModelBusy, with_so_far(message, answer_so_far.as_deref())), details)
+        }
+        RunEnd::Agent(AgentResult::Failed { message, answer_so_far, retryable: false, details }) => {
             let message = with_so_far(format!("The agent failed: {message}"), answer_so_far.as_deref());
             (failed(FailReason::AgentFailed, message), details)
         }
@@ -103,10 +109,9 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             );
             (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
         }
-        RunEnd::Cancelled { verified } => (
-            Outcome::Cancelled { message: format!("Cancelled: {}.", verified.trim_end_matches('.')) },
-            Details::default(),
-        ),
+        RunEnd::Cancelled { stopped } => {
+            (Outcome::Cancelled { message: format!("Cancelled: {stopped}.") }, Details::default())
+        }
         RunEnd::OutcomeUnknown { message } => {
             let message = format!(
                 "The connection to the agent's machine was lost while it ran ({message}). What it did until then outside the machine is not known: look before you send this again (job {job})."
@@ -134,6 +139,18 @@ pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
         NotStarted::QueueFull { limit } => Outcome::Refused {
             reason: RefuseReason::QueueFull,
             message: format!("{limit} jobs are waiting already, which is the limit: send this again in a few minutes."),
+        },
+        NotStarted::TooManyOfRequester { limit } => Outcome::Refused {
+            reason: RefuseReason::TooManyWaiting,
+            message: format!(
+                "{limit} of your messages are waiting already, which is the limit for one person: wait for an answer, or cancel one of them, and send this again."
+            ),
+        },
+        NotStarted::TooManyOfChannel { limit } => Outcome::Refused {
+            reason: RefuseReason::TooManyWaiting,
+            message: format!(
+                "{limit} messages of this channel are waiting already, which is the limit for one channel: send this again in a few minutes, or ask in a direct message."
+            ),
         },
         NotStarted::QueueTimeout { reason } => failed(
             FailReason::QueueTimeout,
@@ -281,6 +298,7 @@ async fn adopt_recorded<J: Journal>(journal: &J, report: &mut JobReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::{StopProof, Stopped};
 
     fn job() -> JobId {
         JobId::new("01job")
@@ -296,8 +314,17 @@ mod tests {
         let failed = AgentResult::Failed {
             message: "no credit".into(),
             answer_so_far: Some("I tried".into()),
+            retryable: false,
             details: details(),
         };
+        let busy = AgentResult::Failed {
+            message: "API Error: 529".into(),
+            answer_so_far: None,
+            retryable: true,
+            details: details(),
+        };
+        let stopped =
+            Stopped { proof: StopProof::ProcessTable, status: Some(143), took: Duration::from_micros(1_040_999) };
         let nothing = AgentResult::NoResult { message: "exit status 137".into(), details: details() };
         for (ended, word, reason, parts) in [
             (RunEnd::Agent(answered.clone()), "answered", None, &[][..]),
@@ -307,11 +334,17 @@ mod tests {
                 Some("agent_failed"),
                 &["no credit", "What it had said:\nI tried"],
             ),
+            (RunEnd::Agent(busy), "failed", Some("model_busy"), &["529", "again", "01job"]),
             (RunEnd::Agent(nothing.clone()), "failed", Some("no_result"), &["exit status 137", "again", "01job"]),
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
             (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
             (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
-            (RunEnd::Cancelled { verified: "all gone".into() }, "cancelled", None, &["Cancelled: all gone."]),
+            (
+                RunEnd::Cancelled { stopped },
+                "cancelled",
+                None,
+                &["Cancelled: the agent ended with", "no process", "1s 40ms"],
+            ),
             (
                 RunEnd::OutcomeUnknown { message: "reset".into() },
                 "failed",
@@ -330,6 +363,8 @@ mod tests {
     fn each_reason_not_to_start_has_its_outcome() {
         for (why, word, reason) in [
             (NotStarted::QueueFull { limit: 5 }, "refused", Some("queue_full")),
+            (NotStarted::TooManyOfRequester { limit: 5 }, "refused", Some("too_many_waiting")),
+            (NotStarted::TooManyOfChannel { limit: 5 }, "refused", Some("too_many_waiting")),
             (NotStarted::QueueTimeout { reason: "all runners are busy".into() }, "failed", Some("queue_timeout")),
             (NotStarted::Cancelled, "cancelled", None),
             (NotStarted::Draining, "refused", Some("draining")),

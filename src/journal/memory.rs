@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 
 use super::refusal::{self, refused};
+use super::search::{LeaseRow, Wanted};
 use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
 use crate::job::{JobId, Outcome, Timings};
 use crate::pool::receipt::Receipt;
@@ -25,6 +26,8 @@ pub enum Call {
     Job,
     OpenJobs,
     RecentJobs,
+    FindJobs,
+    Leases,
     Runner,
     Built,
     Clean,
@@ -57,6 +60,7 @@ struct Tables {
     runners: BTreeMap<String, RunnerRow>,
     /// Runners whose row is kept for its fence alone.
     forgotten: BTreeSet<String>,
+    leases: Vec<(JobId, LeaseRow)>,
     quarantines: Vec<(String, String, Timestamp)>,
 }
 
@@ -170,6 +174,7 @@ impl Tables {
                 row.fence = fence;
             }
         }
+        self.leases.push((job.clone(), LeaseRow { runner: runner.to_owned(), fence, leased_at: at }));
         if let Some(row) = self.job(job) {
             row.state = JobState::Running;
             row.runner = Some(runner.to_owned());
@@ -258,6 +263,19 @@ impl Journal for MemoryJournal {
 
     async fn recent_jobs(&self, limit: u32) -> Result<Vec<JobRow>> {
         self.call(Call::RecentJobs, |tables| Ok(tables.jobs.iter().rev().take(limit as usize).cloned().collect()))
+    }
+
+    async fn find_jobs(&self, wanted: &Wanted) -> Result<Vec<JobRow>> {
+        self.call(Call::FindJobs, |tables| {
+            let found = tables.jobs.iter().rev().filter(|row| wanted.matches(row));
+            Ok(found.take(wanted.limit as usize).cloned().collect())
+        })
+    }
+
+    async fn leases(&self, job: &JobId) -> Result<Vec<LeaseRow>> {
+        self.call(Call::Leases, |tables| {
+            Ok(tables.leases.iter().filter(|(leased, _)| leased == job).map(|(_, lease)| lease.clone()).collect())
+        })
     }
 
     async fn runner(&self, runner: &str) -> Result<Option<RunnerRow>> {

@@ -16,6 +16,7 @@ use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::refusal::{self, refused};
+use super::search::{LeaseRow, Progress, Wanted, Which};
 use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
 use crate::job::{ConversationId, JobId, Outcome, Timings};
 use crate::pool::receipt::Receipt;
@@ -201,6 +202,41 @@ impl Journal for SqliteJournal {
         let jobs = sqlx::query("SELECT * FROM job WHERE conversation = ? ORDER BY seq DESC LIMIT ?");
         let rows = self.rows(jobs.bind(conversation.as_str()).bind(limit)).await?;
         rows.iter().map(|row| self.job_row(row)).collect()
+    }
+
+    async fn find_jobs(&self, wanted: &Wanted) -> Result<Vec<JobRow>> {
+        let (start, end) = match &wanted.which {
+            Which::Any => (None, None),
+            Which::IdStart(start) => (Some(start), None),
+            Which::KeyEnd(end) => (None, Some(end)),
+        };
+        let (state, outcome) = match wanted.progress {
+            None => (None, None),
+            Some(Progress::State(state)) => (Some(state.word()), None),
+            Some(Progress::Outcome(word)) => (None, Some(word)),
+        };
+        // Times have fractions or not, so only their common part can be compared as text.
+        let since = wanted.since.and_then(|since| Timestamp::from_second(since.as_second()).ok());
+        let since = since.map(|since| since.to_string().trim_end_matches('Z').to_owned());
+        let jobs = sqlx::query(
+            "SELECT * FROM job
+             WHERE (?1 IS NULL OR substr(id, 1, length(?1)) = ?1)
+               AND (?2 IS NULL OR substr(message_key, -length(?2)) = ?2)
+               AND (?3 IS NULL OR state = ?3)
+               AND (?4 IS NULL OR outcome ->> '$.outcome' = ?4)
+               AND (?5 IS NULL OR requester = ?5 OR substr(requester, instr(requester, ':') + 1) = ?5)
+               AND (?6 IS NULL OR accepted_at >= ?6)
+             ORDER BY seq DESC LIMIT ?7",
+        );
+        let jobs = jobs.bind(start).bind(end).bind(state).bind(outcome);
+        let rows = self.rows(jobs.bind(wanted.requester.as_deref()).bind(since).bind(wanted.limit)).await?;
+        rows.iter().map(|row| self.job_row(row)).collect()
+    }
+
+    async fn leases(&self, job: &JobId) -> Result<Vec<LeaseRow>> {
+        let leases = sqlx::query("SELECT runner, fence, leased_at FROM lease WHERE job = ? ORDER BY leased_at, fence");
+        let rows = self.rows(leases.bind(job.as_str())).await?;
+        rows.iter().map(|row| row::lease(row).map_err(|message| self.corrupt(message))).collect()
     }
 
     async fn runner(&self, runner: &str) -> Result<Option<RunnerRow>> {

@@ -69,12 +69,12 @@ fn children<S: Sprites, J: Journal>(config: &PoolConfig, parts: &PoolParts<S, J>
 }
 
 fn manager(config: &PoolConfig, current: Current) -> ChildSpec {
-    let (max_queue, runners) = (config.max_queue, config.runners);
+    let (max_queue, sharing, runners) = (config.max_queue, config.sharing.clone(), config.runners);
     ChildSpec::new("pool manager", RestartPolicy::ESSENTIAL, move |supervisor| {
-        let current = current.clone();
+        let (current, sharing) = (current.clone(), sharing.clone());
         async move {
-            let (manager, _join) =
-                Actor::spawn_linked(None, PoolManager { max_queue, runners }, (), supervisor).await?;
+            let manager = PoolManager { max_queue, sharing, runners };
+            let (manager, _join) = Actor::spawn_linked(None, manager, (), supervisor).await?;
             current.set(Some(manager.clone()));
             Ok(manager.get_cell())
         }

@@ -1,6 +1,6 @@
 //! The scripts that a runner runs inside its sprite, and how their output is read. POSIX sh, from files beside this one.
 //!
-//! Every exec of a runner is one of these four, as `sh -c SCRIPT NAME ARGS…`. What they print is data from an untrusted
+//! Every exec of a runner is one of these five, as `sh -c SCRIPT NAME ARGS…`. What they print is data from an untrusted
 //! machine: parsed strictly, bounded, never passed on as it is.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::agent::JobFile;
-use crate::sprites::ExecRequest;
+use crate::sprites::{ExecRequest, Output};
 
 /// Output of a script that is read; they print a few lines.
 pub const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -48,6 +48,15 @@ pub fn check(canary: &str, files: &[JobFile], timeout: Duration) -> ExecRequest 
         writeln!(stdin, "{:o} {} {content}", file.mode & 0o777, file.path).expect("a String takes any text");
     }
     script("janebot-check", body, &[canary], stdin.into(), timeout)
+}
+
+/// Counts what runs on the machine beside the host's own. Read with [`left`]. The shell is named by its path: what comes
+/// first in PATH can be written by the agent, whose traces are looked for.
+pub fn leftovers(timeout: Duration) -> ExecRequest {
+    let mut request =
+        script("janebot-leftovers", include_str!("scripts/leftovers.sh").into(), &[], Bytes::new(), timeout);
+    request.argv[0] = "/bin/sh".into();
+    request
 }
 
 /// Starts the agent with its own standard input and the environment that [`check`] wrote.
@@ -118,6 +127,14 @@ pub fn checked(output: &[u8]) -> Option<String> {
     text.lines().any(|line| line == "ready").then(|| boot_of(boot))?
 }
 
+/// How many processes [`leftovers`] counted; `None` when it did not see the machine as a whole.
+pub fn left(output: &Output) -> Option<usize> {
+    let text = std::str::from_utf8(&output.stdout).ok()?;
+    let (init, others) = text.strip_suffix('\n')?.split_once('\n')?;
+    let whole = output.status == 0 && init == "init=seen";
+    others.strip_prefix("others=")?.parse().ok().filter(|_| whole)
+}
+
 fn boot_of(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= 256).then(|| text.to_owned())
 }
@@ -143,6 +160,21 @@ mod tests {
     fn a_check_counts_only_when_it_came_to_its_end() {
         assert_eq!(checked(b"boot=b1\nready\n").as_deref(), Some("b1"));
         assert_eq!(checked(b"boot=b1\n"), None);
+    }
+
+    #[test]
+    fn leftovers_count_only_when_the_whole_machine_was_seen() {
+        let output = |status, text: &str| Output { status, stdout: text.into(), stderr: Vec::new() };
+        assert_eq!(left(&output(0, "init=seen\nothers=0\n")), Some(0));
+        assert_eq!(left(&output(0, "init=seen\nothers=12\n")), Some(12));
+        for (status, text) in [
+            (1, "init=seen\nothers=0\n"),
+            (0, "init=hidden\nothers=0\n"),
+            (0, "others=0\n"),
+            (0, "init=seen\nothers=0"),
+        ] {
+            assert_eq!(left(&output(status, text)), None, "{text:?}");
+        }
     }
 
     /// Runs a script on this machine with `home` as home.
@@ -188,6 +220,10 @@ mod tests {
         assert_eq!(String::from_utf8(ran.stdout).unwrap(), expected);
         assert_eq!(ran.status.code(), Some(3));
         assert!(!home.path().join(ENV_FILE).exists(), "the environment file is removed before the agent starts");
+
+        let seen = sh(home.path(), &leftovers(limit));
+        let seen = Output { status: 0, stdout: seen.stdout, stderr: seen.stderr };
+        assert!(left(&seen).is_some_and(|others| others > 0), "this very test is left: {seen:?}");
 
         let after = sh(home.path(), &verify(&["canary-1"], limit));
         assert!(Verified::parse(&after.stdout).unwrap().canary_present);

@@ -3,7 +3,6 @@
 //! It owes the job's owner one last event and pays it itself, before the runner is recycled: recycling can neither
 //! delay nor replace an answer. Dropping the task at any await leaves the lease in the journal, and so a dirty runner.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use ractor::ActorRef;
@@ -13,12 +12,13 @@ use tracing::{Instrument, info_span, warn};
 
 use super::build::BuildPlan;
 use super::state::Blame;
-use super::{Context, RunnerMsg, Trouble, collect, scripts};
+use super::{Context, RunnerMsg, Trouble, collect, scripts, stop};
 use crate::agent::{AgentEvent, AgentReader, JobFile, Launch};
 use crate::job::JobSpec;
 use crate::journal::Journal;
+use crate::pool::manager::MAX_TRIES;
 use crate::pool::receipt::Receipt;
-use crate::pool::{Granted, JobEvent, NotStarted, RunEnd, RunReport};
+use crate::pool::{Granted, JobEvent, NotStarted, RunEnd, RunReport, Stopped};
 use crate::sprites::{Exec, ExecEvent, ExecRequest, Sprites, SpritesError};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 const EXEC_MARGIN: Duration = Duration::from_secs(120);
 /// How long an agent may live when the connection is lost; the next restore ends it anyway.
 const AFTER_DISCONNECT: Duration = Duration::from_secs(30);
-/// How long to wait for the output of a program that was killed.
+/// How long to wait for the answer to the kill of a program that was lost.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Progress is for people: one piece of news in this time is enough.
 const NEWS_EVERY: Duration = Duration::from_millis(100);
@@ -72,7 +72,8 @@ pub async fn work<S: Sprites, J: Journal>(
     let leased = context.journal.lease(&spec.job, &context.name, receipt.fence, &canary, context.world.now()).await;
     if let Err(error) = leased {
         ticket.tell(JobEvent::NotStarted(NotStarted::Journal { message: error.to_string() }));
-        return WorkEnd::Untouched(Box::new(receipt));
+        // The fence may be used up all the same; the restore finds out which one is next.
+        return WorkEnd::Over;
     }
 
     let began = Instant::now();
@@ -107,7 +108,8 @@ pub async fn work<S: Sprites, J: Journal>(
         Err(error) if !error.may_have_had_effect() => return hand_back(&context, granted, error.into()).await,
         Err(error) => {
             let ended = RunEnd::OutcomeUnknown { message: error.to_string() };
-            let report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
+            let mut report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
+            report.notes.extend(earlier_tries(&granted));
             ticket.tell(JobEvent::Finished(Box::new(report)));
             return WorkEnd::Over;
         }
@@ -122,6 +124,7 @@ pub async fn work<S: Sprites, J: Journal>(
         (report.files, report.notes) = (collected.files, collected.notes);
         report.collect = began.elapsed();
     }
+    report.notes.extend(earlier_tries(&granted));
     ticket.tell(JobEvent::Finished(Box::new(report)));
     WorkEnd::Over
 }
@@ -150,6 +153,16 @@ async fn check<S: Sprites, J: Journal>(
     }
 }
 
+/// Says that runners had the job before and could not start its agent, which is the only thing that is tried again.
+fn earlier_tries(granted: &Granted) -> Option<String> {
+    let (tries, last) = (granted.failures.len(), granted.failures.last()?);
+    let runners = if tries == 1 { "1 runner was".to_owned() } else { format!("{tries} runners were") };
+    Some(format!(
+        "Before this run {runners} found unfit, and the agent was not started there (try {} of at most {MAX_TRIES}); the last one: {last}",
+        tries + 1
+    ))
+}
+
 async fn hand_back<S: Sprites, J: Journal>(context: &Context<S, J>, granted: Granted, trouble: Trouble) -> WorkEnd {
     let failure = trouble.to_string();
     // Should this fail, a restart finds the job as running and ends it as interrupted, which is safe.
@@ -175,11 +188,10 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
             let event = tokio::select! {
                 biased;
                 () = self.granted.ticket.cancelled() => {
-                    let verified = self.end().await;
-                    return RunEnd::Cancelled { verified };
+                    return RunEnd::Cancelled { stopped: self.stop().await };
                 }
                 () = sleep_until(deadline) => {
-                    self.end().await;
+                    self.stop().await;
                     return RunEnd::Timeout { so_far: self.reader.finish(TIMED_OUT) };
                 }
                 event = self.exec.next() => event,
@@ -204,18 +216,12 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
 
     /// Takes in an event; the exit status when it was the last.
     fn take(&mut self, event: ExecEvent) -> Option<u8> {
+        for news in read(&mut *self.reader, &event) {
+            self.pass_on(news);
+        }
         match event {
-            ExecEvent::Stdout(bytes) => {
-                for news in self.reader.stdout(&bytes) {
-                    self.pass_on(news);
-                }
-                None
-            }
-            ExecEvent::Stderr(bytes) => {
-                self.reader.stderr(&bytes);
-                None
-            }
             ExecEvent::Exit(status) => Some(status),
+            ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => None,
         }
     }
 
@@ -227,48 +233,18 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
         }
     }
 
-    /// Stops the agent by its protocol, reading on for its last words, and says what was seen to be gone.
-    async fn end(&mut self) -> String {
+    /// Stops the agent by its protocol. What it still says is read, for its answer so far, and is news no more.
+    async fn stop(&mut self) -> Stopped {
         let Context { name, sprites, .. } = self.context;
-        let session = self.exec.session.clone();
-        let mut killed = None;
-        let mut exit = None;
-        {
-            let kill = sprites.kill(name, &session, self.stop.signal, self.stop.grace);
-            let mut kill = pin!(timeout(self.stop.grace + LAST_WORDS, kill));
-            while killed.is_none() {
-                tokio::select! {
-                    biased;
-                    result = &mut kill => killed = Some(result.is_ok_and(|result| result.is_ok())),
-                    event = self.exec.next(), if exit.is_none() => exit = Some(match event {
-                        Some(Ok(event)) => match self.take(event) {
-                            Some(status) => Some(status),
-                            None => continue,
-                        },
-                        Some(Err(_)) | None => None,
-                    }),
-                }
+        let reader = &mut *self.reader;
+        stop::stop(sprites, name, &mut self.exec, self.stop, |event| {
+            read(reader, &event);
+            match event {
+                ExecEvent::Exit(status) => Some(status),
+                ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => None,
             }
-        }
-        let last_words = async {
-            while exit.is_none() {
-                match self.exec.next().await {
-                    Some(Ok(event)) => exit = self.take(event).map(Some),
-                    Some(Err(_)) | None => exit = Some(None),
-                }
-            }
-        };
-        // A program whose exit never comes is what the restore is for.
-        let _ = timeout(LAST_WORDS, last_words).await;
-        let gone = match sprites.sessions(name).await {
-            Ok(sessions) => sessions.iter().all(|other| other.id != session),
-            Err(_) => false,
-        };
-        match (exit.flatten(), gone) {
-            (Some(status), true) => format!("the agent ended with status {status} and its session is gone"),
-            (None, true) => "the agent's session is gone".into(),
-            (_, false) => "the agent was told to stop; its machine is restored to make sure".into(),
-        }
+        })
+        .await
     }
 
     /// The connection broke: end what may still run, and say honestly that the outcome is not known.
@@ -278,6 +254,18 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
         // Whether or not it arrives, the restore that follows ends everything.
         let _ = timeout(LAST_WORDS, kill).await;
         RunEnd::OutcomeUnknown { message: error.to_string() }
+    }
+}
+
+/// Lets the reader read, and gives what it makes of it.
+fn read(reader: &mut dyn AgentReader, event: &ExecEvent) -> Vec<AgentEvent> {
+    match event {
+        ExecEvent::Stdout(bytes) => reader.stdout(bytes),
+        ExecEvent::Stderr(bytes) => {
+            reader.stderr(bytes);
+            Vec::new()
+        }
+        ExecEvent::Exit(_) => Vec::new(),
     }
 }
 

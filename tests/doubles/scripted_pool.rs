@@ -6,7 +6,9 @@ use std::time::Duration;
 use janebot::agent::{AgentEvent, AgentResult, Details, Usage};
 use janebot::job::OutputFile;
 use janebot::pool::receipt::Receipt;
-use janebot::pool::{JobEvent, PoolHandle, PoolMsg, PoolStatus, RunEnd, RunReport, RunnerStatus, Ticket};
+use janebot::pool::{
+    JobEvent, PoolHandle, PoolMsg, PoolStatus, RunEnd, RunReport, RunnerStatus, StopProof, Stopped, Ticket,
+};
 use janebot::sprites::CheckpointId;
 use janebot::supervise::{ChildSpec, RestartPolicy};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -42,7 +44,7 @@ impl Actor for ScriptedPool {
                     runner("jane-runner-0", "idle", None),
                     runner("jane-runner-1", "building", Some("the disk is full")),
                 ];
-                let _ = reply.send(PoolStatus { runners, queued: 0 });
+                let _ = reply.send(PoolStatus { runners, queued: 0, wait: None });
             }
             _ => {}
         }
@@ -71,8 +73,9 @@ async fn play(ticket: Ticket, pace: Duration) {
         biased;
         () = ticket.cancel.cancelled() => {
             sleep(pace / 2).await;
+            let stopped = Stopped { proof: StopProof::ProcessTable, status: Some(143), took: pace / 2 };
             tell(JobEvent::Finished(Box::new(report(
-                RunEnd::Cancelled { verified: "all processes of the agent are gone".into() },
+                RunEnd::Cancelled { stopped },
                 Vec::new(),
                 ticket.asked_at,
             ))));
@@ -86,7 +89,7 @@ async fn perform(ticket: &Ticket, pace: Duration) {
     let tell = |event| drop(ticket.events.send(event));
     if prompt.contains("wait") {
         for ahead in (0..3).rev() {
-            tell(JobEvent::Queued { ahead, reason: "all runners are busy".into() });
+            tell(JobEvent::Queued { ahead, reason: "all runners are busy".into(), wait: None });
             sleep(pace * 2).await;
         }
     }
@@ -106,6 +109,7 @@ async fn perform(ticket: &Ticket, pace: Duration) {
         prompt if prompt.contains("fail") => AgentResult::Failed {
             message: "exit status 3".into(),
             answer_so_far: Some("one line\nanother".into()),
+            retryable: false,
             details,
         },
         prompt if prompt.contains("hostile") => AgentResult::Answered {

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use janebot::chat::{Inbound, Replies, Reply};
-use janebot::job::{ChannelId, ConversationId, JobId, JobReport, RequesterId};
+use janebot::chat::{Inbound, Progress, Replies, Reply};
+use janebot::job::{ChannelId, ConversationId, JobId, JobReport, Outcome, RequesterId};
+
+use crate::doubles::memory_sprites::MemorySprites;
 
 /// A message that somebody means to write.
 #[derive(Clone, Debug)]
@@ -30,19 +32,28 @@ impl Message {
 }
 
 /// What was told about each message, over all processes.
-#[derive(Clone, Default)]
-pub struct Chats(Arc<Mutex<BTreeMap<String, Told>>>);
+#[derive(Clone)]
+pub struct Chats {
+    told: Arc<Mutex<BTreeMap<String, Told>>>,
+    /// To compare what is told of machines with how they really are.
+    cloud: MemorySprites,
+}
 
 /// What its writer was told about one message.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
     pub accepted: Vec<JobId>,
+    pub progress: Vec<Progress>,
     pub ended: Vec<JobReport>,
-    /// Something came after the outcome.
-    pub late: Vec<String>,
+    /// What should not have been told.
+    pub wrong: Vec<String>,
 }
 
 impl Chats {
+    pub fn new(cloud: MemorySprites) -> Self {
+        Self { told: Arc::default(), cloud }
+    }
+
     /// The message on its way in.
     pub fn inbound(&self, message: &Message) -> Inbound {
         Inbound {
@@ -53,7 +64,7 @@ impl Chats {
             text: message.script.clone(),
             agent: Some("shell".into()),
             timeout: None,
-            replies: Arc::new(Writer { key: message.key(), chats: self.clone() }),
+            replies: Arc::new(Writer { key: message.key(), marker: message.marker(), chats: self.clone() }),
         }
     }
 
@@ -62,28 +73,44 @@ impl Chats {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Told>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 struct Writer {
     key: String,
+    marker: String,
     chats: Chats,
 }
 
 impl Replies for Writer {
     fn reply(&self, reply: Reply) {
+        let lies = self.lies(&reply);
         let mut chats = self.chats.lock();
         let told = chats.entry(self.key.clone()).or_default();
+        told.wrong.extend(lies);
         // A message delivered twice has two ways back; an outcome ends only its own.
         match reply {
             Reply::Accepted { job } => told.accepted.push(job),
             Reply::Ended(report) => told.ended.push(*report),
             Reply::Progress { job, progress } => {
                 if told.ended.iter().any(|report| report.job == job) {
-                    told.late.push(format!("{progress:?} of {job}"));
+                    told.wrong.push(format!("{progress:?} of {job} after its outcome"));
                 }
+                told.progress.push(progress);
             }
         }
+    }
+}
+
+impl Writer {
+    /// What is said of a machine and is not so.
+    fn lies(&self, reply: &Reply) -> Option<String> {
+        let Reply::Ended(report) = reply else { return None };
+        let Outcome::Cancelled { message } = &report.outcome else { return None };
+        let truth = self.chats.cloud.truth();
+        let left =
+            truth.iter().find(|sprite| sprite.jobs.iter().chain(&sprite.daemons).any(|job| *job == self.marker))?;
+        message.contains("no process of it is left").then(|| format!("that {} is empty, and it runs there", left.name))
     }
 }

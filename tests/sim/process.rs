@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use ractor::{Actor, ActorCell, ActorRef};
 
-use janebot::config::{AccessConfig, AgentKind, AgentsConfig, ClaudeConfig, PoolConfig};
+use janebot::config::{AccessConfig, AgentKind, AgentsConfig, ClaudeConfig, PoolConfig, SharingConfig};
 use janebot::desk::admission::Settings;
 use janebot::desk::debts::Debts;
 use janebot::desk::front::DeskHandle;
@@ -80,6 +80,7 @@ impl Process {
             run_timeout: RUN_TIMEOUT,
             queue_timeout: QUEUE_TIMEOUT,
             max_queue: 100,
+            sharing: SharingConfig { max_running_per_user: (runners - 1).max(1), ..SharingConfig::unlimited() },
             extra_hosts: BTreeSet::new(),
         };
         let (plan, plans) = current::channel(plan(generation));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use janebot::desk::Target;
-use janebot::job::{ConversationId, JobId, Outcome, RequesterId};
+use janebot::job::{ConversationId, FailReason, JobId, Outcome, RequesterId};
 use janebot::journal::memory::MemoryJournal;
 use janebot::journal::{JobState, Journal as _};
 use janebot::world::World;
@@ -21,6 +21,11 @@ use crate::process::{self, Process};
 const PLAY: Duration = Duration::from_secs(900);
 /// By when all must be at rest once the faults have stopped: longer than any rest and back-off.
 const SETTLE: Duration = Duration::from_secs(3600);
+
+/// Where the numbers of the messages begin that are written when all is at rest.
+const PROBES: usize = 1000;
+/// By when those are answered: time for each user's on one runner, and no fault.
+const PROBED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What happens at a moment.
 #[derive(Clone, Debug)]
@@ -43,6 +48,7 @@ pub struct Scenario {
     faults: FaultPlan,
     journal_faults: u64,
     runners: usize,
+    users: u64,
     acts: Vec<(Duration, Act)>,
     messages: Vec<Message>,
     has_intruder: bool,
@@ -111,7 +117,7 @@ impl Scenario {
         let messages: Vec<Message> = (0..1 + below(10) as usize)
             .map(|number| {
                 let (user, conversation) = (below(users), below(conversations));
-                message(number, user, conversation, below(12))
+                message(number, user, conversation, below(13))
             })
             .collect();
         let within = |from: u64, to: u64| Duration::from_millis(from * 1000 + below((to - from) * 1000));
@@ -123,12 +129,18 @@ impl Scenario {
         for _ in 0..below(3) {
             acts.push((within(0, 900), Act::CancelConversation(below(conversations))));
         }
+        // Half of the time soon after somebody wrote, when a job is on its way: what dies in idleness breaks little.
+        let written: Vec<Duration> = acts.iter().map(|(at, _)| *at).take(messages.len()).collect();
+        let sometime = |to: u64| match below(2) {
+            0 => within(0, to),
+            _ => written[below(written.len() as u64) as usize] + Duration::from_millis(below(25_000)),
+        };
         for _ in 0..below(6) {
-            acts.push((within(0, 900), Act::KillActor));
+            acts.push((sometime(900), Act::KillActor));
         }
         if below(3) == 0 {
             for _ in 0..1 + below(2) {
-                acts.push((within(0, 800), Act::Crash(below(60_000))));
+                acts.push((sometime(800), Act::Crash(below(60_000))));
             }
         }
         if below(4) == 0 {
@@ -140,7 +152,7 @@ impl Scenario {
         acts.sort_by_key(|(at, _)| *at);
         let journal_faults = [0, 0, 0, 5, 50][below(5) as usize];
         let runners = 1 + below(3) as usize;
-        Self { world, faults, journal_faults, runners, acts, messages, has_intruder }
+        Self { world, faults, journal_faults, runners, users, acts, messages, has_intruder }
     }
 
     /// Plays it to its end and judges.
@@ -151,7 +163,7 @@ impl Scenario {
             let (world, rate) = (self.world.clone(), self.journal_faults);
             journal.set_fault(move |_| world.random() % 1000 < rate);
         }
-        let chats = Chats::default();
+        let chats = Chats::new(cloud.clone());
         let mut totals = Totals { messages: self.messages.len() as u64, ..Totals::default() };
         let mut stage = Stage {
             scenario: &self,
@@ -185,10 +197,14 @@ impl Scenario {
             let open = journal.open_jobs().await.map_or(1, |open| open.len());
             at_rest = open == 0 && process.is_at_rest(self.runners).await;
         }
+        let mut broken = Vec::new();
+        if at_rest {
+            stage.probe(process, &mut broken).await;
+        }
         let status = process.pool.status().await;
         cloud.note(&format!("THE END, {status:?}"));
 
-        let mut broken = cloud.violations();
+        broken.extend(cloud.violations());
         if !at_rest {
             broken.push(format!("returned: not at rest {} s after the faults stopped: {status:?}", SETTLE.as_secs()));
         }
@@ -216,6 +232,10 @@ fn message(number: usize, user: u64, conversation: u64, kind: u64) -> Message {
             answer = None;
         }
         10 => {
+            script += "daemon\nhang";
+            answer = None;
+        }
+        11 => {
             script += "exit 3";
             answer = None;
         }
@@ -296,6 +316,27 @@ impl Stage<'_> {
         }
     }
 
+    /// At rest, everybody can be served: a runner that only looks idle, or a share that was never given back, shows now.
+    async fn probe(&self, process: &Process, broken: &mut Vec<String>) {
+        let probes: Vec<Message> = (0..self.scenario.users)
+            .map(|user| message(PROBES + user as usize, user, PROBES as u64 + user, 0))
+            .collect();
+        for probe in &probes {
+            process.desk.send(self.chats.inbound(probe)).await;
+        }
+        sleep(PROBED_WITHIN).await;
+        for probe in &probes {
+            let told = self.chats.told(&probe.key());
+            if !matches!(told.ended.first().map(|report| &report.outcome), Some(Outcome::Answered { .. })) {
+                let (user, ended) = (probe.user, &told.ended);
+                broken.push(format!(
+                    "returned: at rest, user {user} is not answered: {ended:?}, {:?}",
+                    told.progress.last()
+                ));
+            }
+        }
+    }
+
     /// Looks at everything that is left and says what should not be so.
     async fn judge(&self, broken: &mut Vec<String>, totals: &mut Totals) {
         let runs = self.cloud.runs();
@@ -320,14 +361,20 @@ impl Stage<'_> {
                 self.judge_message(message, &jobs, started.contains_key(message.marker().as_str()), broken, totals);
             }
         }
-        let mut fences: BTreeMap<String, u64> = BTreeMap::new();
+        for told in self.scenario.messages.iter().map(|message| self.chats.told(&message.key())) {
+            for job in told.accepted.iter().filter(|job| jobs.iter().all(|row| row.job != **job)) {
+                broken.push(format!("heard: job {job} was acknowledged and is not in the journal"));
+            }
+        }
+        let mut fences: BTreeSet<(&str, u64)> = BTreeSet::new();
         for job in jobs.iter().rev() {
             let Some(receipt) = &job.receipt else { continue };
-            let last = fences.entry(receipt.runner.clone()).or_default();
             if receipt.canary_gone == Some(false) {
                 broken.push(format!("clean: job {} has a receipt that shows a canary", job.job));
             }
-            *last = (*last).max(receipt.fence);
+            if !fences.insert((&receipt.runner, receipt.fence)) {
+                broken.push(format!("alone: job {} has a lease that another job had", job.job));
+            }
         }
         let quarantines = self.journal.quarantines(1000).await.expect("the journal is healed");
         totals.quarantines = quarantines.len() as u64;
@@ -352,8 +399,8 @@ impl Stage<'_> {
     ) {
         let told = self.chats.told(&message.key());
         let number = message.number;
-        for late in &told.late {
-            broken.push(format!("heard: message {number} was told {late} after its outcome"));
+        for wrong in &told.wrong {
+            broken.push(format!("heard: message {number} was told {wrong}"));
         }
         let mut outcomes: BTreeMap<&JobId, u32> = BTreeMap::new();
         for report in &told.ended {
@@ -385,8 +432,11 @@ impl Stage<'_> {
                     broken.push(format!("clean: message {number} is answered without a receipt"));
                 }
             }
-            Some(Outcome::Failed { message, .. }) => {
+            Some(Outcome::Failed { reason, message }) => {
                 totals.failed += 1;
+                if reason == FailReason::Journal && self.scenario.journal_faults == 0 {
+                    broken.push(format!("returned: message {number} failed for a journal that is well: {message}"));
+                }
                 if message.is_empty() {
                     broken.push(format!("explained: message {number} failed without a word"));
                 }

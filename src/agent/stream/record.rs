@@ -46,6 +46,9 @@ pub struct Record {
     /// claude's texts of a failure.
     #[serde(deserialize_with = "lenient")]
     pub errors: Option<Vec<Soft<Option<String>>>>,
+    /// claude: the HTTP status with which the model's server refused.
+    #[serde(deserialize_with = "lenient")]
+    pub api_error_status: Option<f64>,
     #[serde(deserialize_with = "lenient")]
     pub terminal_reason: Option<String>,
     #[serde(deserialize_with = "lenient")]

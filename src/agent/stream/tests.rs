@@ -40,7 +40,7 @@ fn answered(read: Read) -> (String, Details) {
 
 fn failed(read: Read) -> (String, Option<String>, Details) {
     match read.result {
-        AgentResult::Failed { message, answer_so_far, details } => (message, answer_so_far, details),
+        AgentResult::Failed { message, answer_so_far, details, .. } => (message, answer_so_far, details),
         other => panic!("{other:?}"),
     }
 }
@@ -113,6 +113,21 @@ fn only_a_result_that_is_no_error_is_success() {
     ] {
         assert_eq!(failed(read(line)).0, message);
     }
+}
+
+#[test]
+fn a_failure_of_the_models_server_that_passes_is_told_from_one_that_stays() {
+    for (status, expected) in
+        [("429", true), ("500", true), ("529", true), ("402", false), ("401", false), ("null", false)]
+    {
+        let line = format!(
+            r#"{{"type":"result","subtype":"success","is_error":true,"api_error_status":{status},"result":"API Error"}}"#
+        );
+        let AgentResult::Failed { retryable, .. } = read(&line).result else { panic!("a failure") };
+        assert_eq!(retryable, expected, "{status}");
+    }
+    let credits = r#"{"type":"result","is_error":true,"error":"You have run out of credits"}"#;
+    assert!(matches!(read(credits).result, AgentResult::Failed { retryable: false, .. }));
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub struct Answer<'a> {
     outcome: &'static str,
     /// The code of a failure or refusal.
     reason: Option<&'static str>,
+    /// Whether sending the same again may succeed by itself.
+    retryable: bool,
     /// The answer's text, when there is one.
     answer: Option<&'a str>,
     /// What to tell a person when there is no answer.
@@ -51,6 +53,7 @@ impl<'a> Answer<'a> {
         Self {
             outcome: report.outcome.word(),
             reason: report.outcome.reason(),
+            retryable: report.outcome.is_retryable(),
             answer,
             message,
             job: report.job.as_str(),
@@ -96,7 +99,7 @@ mod tests {
         let line = Answer::new(&answered, &[], |_| Some("out/a.txt".into())).line();
         assert_eq!(
             line,
-            r#"{"outcome":"answered","reason":null,"answer":"42\n","message":null,"job":"01job","agent":"shell","timings":{"queue_ms":null,"check_ms":null,"run_ms":null,"collect_ms":null,"total_ms":7},"receipt":null,"usage":null,"files":[{"name":"a.txt","size":3,"path":"out/a.txt"}],"notes":["cut"],"ended_at":"2026-09-21T14:13:20Z","interrupted":[]}"#
+            r#"{"outcome":"answered","reason":null,"retryable":false,"answer":"42\n","message":null,"job":"01job","agent":"shell","timings":{"queue_ms":null,"check_ms":null,"run_ms":null,"collect_ms":null,"total_ms":7},"receipt":null,"usage":null,"files":[{"name":"a.txt","size":3,"path":"out/a.txt"}],"notes":["cut"],"ended_at":"2026-09-21T14:13:20Z","interrupted":[]}"#
         );
         let refused = report(Outcome::Refused { reason: RefuseReason::EmptyPrompt, message: "empty".into() });
         let value: serde_json::Value = serde_json::from_str(&Answer::new(&refused, &[], |_| None).line()).unwrap();

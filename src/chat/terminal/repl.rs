@@ -294,7 +294,8 @@ fn runners(pool: &PoolStatus, paint: Paint) -> String {
         }
         lines.push(line);
     }
-    lines.push(paint.dim(&format!("{} waiting for a runner", count(pool.queued, "job"))));
+    let wait = pool.wait.map(|wait| format!("; a new one would wait {wait}")).unwrap_or_default();
+    lines.push(paint.dim(&format!("{} waiting for a runner{wait}", count(pool.queued, "job"))));
     lines.join("\n")
 }
 
@@ -333,6 +334,7 @@ mod tests {
                 runner("jane-runner-10", "building", None, Some("disk\nfull".into())),
             ],
             queued: 1,
+            wait: None,
         };
         let table = runners(&pool, Paint::plain());
         let expected = "\

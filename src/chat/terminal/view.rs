@@ -77,13 +77,19 @@ fn whole_seconds(time: Duration) -> String {
 
 fn describe(progress: &Progress) -> String {
     match progress {
-        Progress::Queued { ahead, reason } => {
+        Progress::Queued { ahead, reason, wait } => {
             let mut text = String::from("waiting for a runner");
             let before = match ahead {
                 0 => String::new(),
                 ahead => format!("{ahead} before you"),
             };
-            let facts: Vec<_> = [before, one_line(reason, 120)].into_iter().filter(|fact| !fact.is_empty()).collect();
+            let wait = match wait {
+                Some(wait) => wait.to_string(),
+                None if *ahead > 0 => "wait unknown".to_owned(),
+                None => String::new(),
+            };
+            let facts: Vec<_> =
+                [before, wait, one_line(reason, 160)].into_iter().filter(|fact| !fact.is_empty()).collect();
             if !facts.is_empty() {
                 // Writing to a String can't fail.
                 let _ = write!(text, " ({})", facts.join("; "));
@@ -100,15 +106,21 @@ fn describe(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::estimate::Wait;
 
     #[test]
     fn progress_reads_as_a_phrase() {
+        let wait = Some(Wait { low: Duration::from_secs(130), high: Duration::from_secs(290) });
         for (progress, phrase) in [
-            (Progress::Queued { ahead: 0, reason: String::new() }, "waiting for a runner"),
-            (Progress::Queued { ahead: 0, reason: "building".into() }, "waiting for a runner (building)"),
+            (Progress::Queued { ahead: 0, reason: String::new(), wait: None }, "waiting for a runner"),
+            (Progress::Queued { ahead: 0, reason: "building".into(), wait: None }, "waiting for a runner (building)"),
             (
-                Progress::Queued { ahead: 2, reason: "all runners are busy".into() },
-                "waiting for a runner (2 before you; all runners are busy)",
+                Progress::Queued { ahead: 2, reason: "all runners are busy".into(), wait: None },
+                "waiting for a runner (2 before you; wait unknown; all runners are busy)",
+            ),
+            (
+                Progress::Queued { ahead: 2, reason: "all runners are busy".into(), wait },
+                "waiting for a runner (2 before you; 2 to 5 min; all runners are busy)",
             ),
             (Progress::Checking { runner: "jane-runner-0".into() }, "checking that jane-runner-0 is clean"),
             (Progress::Working { text: "\u{1b}[2J ls\n-l".into() }, "␛[2J ls -l"),

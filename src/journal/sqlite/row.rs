@@ -7,6 +7,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::job::{ChannelId, ConversationId, JobId, RequesterId};
+use crate::journal::search::LeaseRow;
 use crate::journal::{JobRow, JobState, JournalError, RunnerRow};
 use crate::sprites::CheckpointId;
 
@@ -54,6 +55,15 @@ pub(super) fn runner(row: &SqliteRow) -> Result<RunnerRow> {
 
 pub(super) fn quarantine(row: &SqliteRow) -> Result<(String, String, Timestamp)> {
     Ok((text(row, "runner")?, text(row, "evidence")?, time("at", &text(row, "at")?)?))
+}
+
+pub(super) fn lease(row: &SqliteRow) -> Result<LeaseRow> {
+    let fence: i64 = row.try_get("fence").map_err(|_| unreadable("fence"))?;
+    Ok(LeaseRow {
+        runner: text(row, "runner")?,
+        fence: u64::try_from(fence).map_err(|_| unreadable("fence"))?,
+        leased_at: time("leased_at", &text(row, "leased_at")?)?,
+    })
 }
 
 pub(super) fn text(row: &SqliteRow, column: &str) -> Result<String> {

@@ -45,6 +45,8 @@ pub struct SpriteTruth {
     pub boot: String,
     /// The running programs, by their short names.
     pub sessions: Vec<String>,
+    /// Jobs whose program runs.
+    pub jobs: Vec<String>,
     /// Jobs that left a process behind.
     pub daemons: Vec<String>,
     /// The job whose traces may be here.
@@ -152,6 +154,7 @@ impl Cloud {
             labels: m.labels.clone(),
             boot: m.boot(),
             sessions: m.sessions.values().map(|s| s.program.clone()).collect(),
+            jobs: m.sessions.values().filter_map(|s| s.job.clone()).collect(),
             daemons: m.daemons.clone(),
             unclean: m.unclean.clone(),
             broken: m.broken,

@@ -1,4 +1,4 @@
-//! What a program does inside an in-memory sprite: the runner's four scripts, and the mini language of `janebot-run`.
+//! What a program does inside an in-memory sprite: the runner's five scripts, and the mini language of `janebot-run`.
 //!
 //! A script is known by its name, the fourth word of `sh -c SCRIPT NAME args…`; its text is not looked at. What
 //! `janebot-run` gets as standard input is a program of one command a line; see [`Step`] for the commands.
@@ -21,6 +21,8 @@ pub enum Step {
     Verify { canaries: Vec<String> },
     /// `janebot-check CANARY`: leaves the canary and writes the files of its standard input.
     Check { canary: String, stdin: Bytes },
+    /// `janebot-leftovers`: counts the processes of jobs.
+    Leftovers,
     /// `janebot-run ENVFILE argv…`: the job begins. `marker` is the first line of its standard input.
     Start { env_file: String, marker: String },
 
@@ -72,6 +74,7 @@ impl Program {
             ["sh", "-c", _, "janebot-check", canary] => {
                 ("janebot-check", vec![Step::Check { canary: canary.to_owned(), stdin: request.stdin.clone() }])
             }
+            ["/bin/sh", "-c", _, "janebot-leftovers"] => ("janebot-leftovers", vec![Step::Leftovers]),
             // An agent is tried out while the sprite is built: no job, and it has nothing to say.
             ["sh", "-c", _, "janebot-run", "-", _, ..] => ("janebot-run -", vec![Step::Exit(0)]),
             ["sh", "-c", _, "janebot-run", env_file, _, ..] => ("janebot-run", job(env_file, &request.stdin)),
