@@ -45,14 +45,36 @@ text_id!(
     ConversationId
 );
 
+impl ConversationId {
+    /// The part before the colon, as in `slack`.
+    pub fn platform(&self) -> &str {
+        self.0.split_once(':').map_or("", |(platform, _)| platform)
+    }
+}
+
 /// How a job ended. Every accepted prompt gets exactly one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    Answered { answer: String },
-    Failed { reason: FailReason, message: String },
-    Refused { reason: RefuseReason, message: String },
-    Cancelled { message: String },
+    Answered {
+        answer: String,
+    },
+    Failed {
+        reason: FailReason,
+        message: String,
+    },
+    Refused {
+        reason: RefuseReason,
+        message: String,
+    },
+    Cancelled {
+        message: String,
+    },
+    /// Came so soon after another message that both became one prompt; the answer is that job's.
+    Merged {
+        into: JobId,
+        message: String,
+    },
 }
 
 impl Outcome {
@@ -63,6 +85,7 @@ impl Outcome {
             Self::Failed { .. } => "failed",
             Self::Refused { .. } => "refused",
             Self::Cancelled { .. } => "cancelled",
+            Self::Merged { .. } => "merged",
         }
     }
 
@@ -71,7 +94,7 @@ impl Outcome {
         match self {
             Self::Failed { reason, .. } => Some(reason.code()),
             Self::Refused { reason, .. } => Some(reason.code()),
-            Self::Answered { .. } | Self::Cancelled { .. } => None,
+            Self::Answered { .. } | Self::Cancelled { .. } | Self::Merged { .. } => None,
         }
     }
 }
@@ -108,6 +131,8 @@ reasons!(
         NoRunner = "no_runner",
         /// The journal could not be written.
         Journal = "journal",
+        /// Its deadline passed without an outcome, and the watchdog ended it.
+        Overdue = "overdue",
     }
 );
 

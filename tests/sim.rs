@@ -7,6 +7,8 @@
 #[path = "sim/chat.rs"]
 mod chat;
 mod doubles;
+#[path = "sim/platform.rs"]
+mod platform;
 #[path = "sim/process.rs"]
 mod process;
 #[path = "sim/scenario.rs"]

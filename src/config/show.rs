@@ -66,8 +66,11 @@ impl Config {
         line("EXEC_TIMEOUT", time(self.pool.run_timeout));
         line("QUEUE_TIMEOUT", time(self.pool.queue_timeout));
         line("MAX_QUEUE", self.pool.max_queue.to_string());
+        line("DEBOUNCE", time(self.debounce));
+        line("DRAIN_TIMEOUT", time(self.drain_timeout));
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
+        line("ADMIN_USER_IDS", list(&self.access.admins));
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));
