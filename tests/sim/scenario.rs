@@ -163,16 +163,15 @@ impl Scenario {
         let within = |from: u64, to: u64| Duration::from_millis(from * 1000 + below((to - from) * 1000));
         let mut messages = messages;
         let mut acts: Vec<(Duration, Act)> = Vec::new();
-        for number in 0..messages.len() {
+        for message in &mut messages {
             let mut at = within(0, 600);
             // Now and then somebody writes a thought in several messages.
             if let (Some((before, Act::Write(other))), 0) = (acts.last(), below(4)) {
                 at = *before + Duration::from_millis(below(1200));
                 let Message { user, conversation, platform, .. } = *other;
-                let message = &mut messages[number];
                 (message.user, message.conversation, message.platform) = (user, conversation, platform);
             }
-            acts.push((at, Act::Write(messages[number].clone())));
+            acts.push((at, Act::Write(message.clone())));
         }
         for _ in 0..below(3) {
             let number = below(messages.len() as u64) as usize;
