@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use janebot::app::{App, Parts};
-use janebot::chat::{Inbound, Replies, Reply};
+use janebot::chat::{Chats, Inbound, Replies, Reply};
 use janebot::config::{AccessConfig, AgentKind, AgentsConfig, PoolConfig, SharingConfig};
 use janebot::desk::admission::Settings;
 use janebot::job::{ChannelId, ConversationId, RequesterId};
@@ -175,11 +175,20 @@ async fn start(sprites: Instantly, folder: &std::path::Path) -> App {
         default_agent: AgentKind::Shell,
         run_timeout: minute,
         queue_timeout: minute,
+        debounce: Duration::ZERO,
         access: AccessConfig::default(),
     };
-    App::assemble(Parts { journal, world, settings, children: vec![pool_child], pool })
-        .await
-        .expect("the service starts")
+    App::assemble(Parts {
+        journal,
+        world,
+        settings,
+        children: vec![pool_child],
+        pool,
+        chats: Chats::default(),
+        drain_timeout: minute,
+    })
+    .await
+    .expect("the service starts")
 }
 
 fn figures(name: &str, mut times: Vec<Duration>) {
@@ -206,7 +215,7 @@ async fn main() {
             text: "echo hello".into(),
             agent: None,
             timeout: None,
-            replies: replies.clone(),
+            replies: Some(replies.clone()),
         };
         let asked = Instant::now();
         app.send(inbound).await;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use janebot::app::{App, Parts};
+use janebot::chat::Chats;
 use janebot::chat::terminal::ask::{Form, ask};
 use janebot::chat::terminal::repl::chat;
 use janebot::chat::terminal::{Exit, Interrupts, Message, Session};
@@ -25,11 +26,20 @@ async fn main() -> ExitCode {
         default_agent: AgentKind::Amp,
         run_timeout: Duration::from_secs(600),
         queue_timeout: Duration::from_secs(900),
+        debounce: Duration::ZERO,
         access: AccessConfig::default(),
     };
     let (child, pool) = scripted_pool::child(Duration::from_millis(800));
     let world = World::real();
-    let parts = Parts { journal: MemoryJournal::new(), world: world.clone(), settings, children: vec![child], pool };
+    let parts = Parts {
+        journal: MemoryJournal::new(),
+        world: world.clone(),
+        settings,
+        children: vec![child],
+        pool,
+        chats: Chats::default(),
+        drain_timeout: Duration::from_secs(60),
+    };
     let app = App::assemble(parts).await.expect("a scripted service starts");
     let mut interrupts = Interrupts::catch().expect("signals can be caught");
     let session = Session::new("alice", &world);

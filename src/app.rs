@@ -8,12 +8,14 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef};
 use tokio::time::{Instant, timeout};
 
-use crate::chat::Inbound;
+use crate::chat::outbox::{self, Outbox, OutboxHandle};
+use crate::chat::{Chats, Inbound};
 use crate::config::Config;
 use crate::desk::admission::Settings;
 use crate::desk::debts::Debts;
 use crate::desk::front::DeskHandle;
-use crate::desk::recovery::{self, Interrupted};
+use crate::desk::recovery::{self, Interrupted, Recovered};
+use crate::desk::stop::Stopping;
 use crate::desk::{self, Desk, DeskStatus, Target};
 use crate::job::RequesterId;
 use crate::journal::sqlite::SqliteJournal;
@@ -29,6 +31,9 @@ use machines::Machines;
 /// How long the tree may take to stop once its jobs have ended. Each child has a shorter time of its own.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the outbox may take to send what is there when the service stops.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The running service.
 pub struct App {
     /// Outlives the actors, whose last calls go there.
@@ -41,6 +46,8 @@ pub struct App {
     settings: Arc<Settings>,
     world: World,
     interrupted: Vec<Interrupted>,
+    outbox: OutboxHandle,
+    drain_timeout: Duration,
 }
 
 /// What an [`App`] is put together from.
@@ -51,6 +58,9 @@ pub struct Parts<J> {
     /// Started before the desk, in this order, and stopped after it; the pool is among them.
     pub children: Vec<ChildSpec>,
     pub pool: PoolHandle,
+    /// Chats that the outbox writes to.
+    pub chats: Chats,
+    pub drain_timeout: Duration,
 }
 
 /// Why the service did not start. Messages say what to do.
@@ -88,7 +98,9 @@ impl App {
         };
         let (pool_child, pool) = pool::supervisor::child(config.pool.clone(), parts);
         let settings = Settings::of(config);
-        let parts = Parts { journal, world, settings, children: vec![pool_child], pool };
+        let children = vec![pool_child];
+        let (chats, drain_timeout) = (Chats::default(), config.drain_timeout);
+        let parts = Parts { journal, world, settings, children, pool, chats, drain_timeout };
         let mut app = Self::assemble(parts).await?;
         app.machines = Some(machines);
         app.plans = Some(plans);
@@ -100,21 +112,21 @@ impl App {
     /// # Errors
     /// When the journal fails, or the root can't be started.
     pub async fn assemble<J: Journal>(parts: Parts<J>) -> Result<Self, StartError> {
-        let Parts { journal, world, settings, mut children, pool } = parts;
-        let interrupted = recovery::recover(&journal, &world).await?;
+        let Parts { journal, world, settings, mut children, pool, chats, drain_timeout } = parts;
+        let outbox = Outbox { journal: journal.clone(), chats, world: world.clone() };
+        let (outbox_child, outbox) = outbox::child(outbox);
+        children.push(outbox_child);
+        let debts = Debts::with_outbox(outbox.clone());
+        let Recovered { interrupted, accepted } = recovery::recover(&journal, &world, &debts).await?;
         let settings = Arc::new(settings);
-        let (desk_child, desk) = desk::child(Desk {
-            journal,
-            pool: pool.clone(),
-            world: world.clone(),
-            settings: settings.clone(),
-            debts: Debts::default(),
-        });
+        let (desk_child, desk) =
+            desk::child(Desk { journal, pool: pool.clone(), world: world.clone(), settings: settings.clone(), debts });
         children.push(desk_child);
         let supervisor = Supervisor { name: "root", world: world.clone() };
         let (root, _join) =
             Actor::spawn(None, supervisor, children).await.map_err(|error| StartError::Actors(error.to_string()))?;
-        Ok(Self { machines: None, plans: None, root, desk, pool, settings, world, interrupted })
+        desk.resume(accepted).await;
+        Ok(Self { machines: None, plans: None, root, desk, pool, outbox, settings, world, interrupted, drain_timeout })
     }
 
     /// Hands in a message; its replies tell what becomes of it.
@@ -122,8 +134,8 @@ impl App {
         self.desk.send(inbound).await;
     }
 
-    /// Asks jobs to stop. Returns how many are meant, or `None` when the desk does not answer.
-    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<usize> {
+    /// Asks jobs to stop. Returns which are meant, or `None` when the desk does not answer.
+    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<Stopping> {
         self.desk.cancel(target, by).await
     }
 
@@ -151,9 +163,24 @@ impl App {
         &self.world
     }
 
-    /// Takes nothing new, waits for jobs until `deadline`, ends the rest as interrupted and stops everything.
+    /// The way in for adapters of chats.
+    pub fn desk(&self) -> &DeskHandle {
+        &self.desk
+    }
+
+    /// Stops as a service does that is told to: running jobs get [`Config::drain_timeout`].
+    pub async fn drain(self) {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.shutdown(deadline).await;
+    }
+
+    /// Starts nothing new, waits for running jobs until `deadline`, ends the rest as interrupted and stops everything.
+    /// What waits in a chat is left to the next process, and so is what could not be sent.
     pub async fn shutdown(self, deadline: Instant) {
         let left = self.desk.drain(deadline).await;
+        if !self.outbox.flush(FLUSH_PATIENCE).await {
+            tracing::warn!("stopping although not everything is sent: the next start sends it");
+        }
         if left > 0 {
             tracing::warn!(left, "stopping although jobs have not ended: they are interrupted");
         }

@@ -32,6 +32,10 @@ pub struct Config {
     pub pool: PoolConfig,
     pub agents: AgentsConfig,
     pub access: AccessConfig,
+    /// `DEBOUNCE`: messages of one person in a chat that follow each other faster become one prompt. Default 1.5 s.
+    pub debounce: Duration,
+    /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
+    pub drain_timeout: Duration,
     /// `DATA_DIR`: journal, embedded host's sprites, installed agents. Default `$XDG_STATE_HOME/janebot`.
     pub data_dir: PathBuf,
     /// `DATABASE_URL`: only `sqlite://PATH`. Default `DATA_DIR/journal.sqlite`.
@@ -255,4 +259,6 @@ pub struct AccessConfig {
     pub users: BTreeSet<String>,
     /// `ALLOWED_CHANNEL_IDS`, comma-separated platform ids.
     pub channels: BTreeSet<String>,
+    /// `ADMIN_USER_IDS`: may stop anybody's job.
+    pub admins: BTreeSet<String>,
 }

@@ -1,7 +1,9 @@
 //! The desk: takes messages in, decides whether they become jobs, records them and gives each to its conversation.
 //!
 //! Its promise: every message that is handed in gets exactly one outcome, whatever dies on the way. What is owed stands
-//! in [`debts::Debts`], outside of the actor.
+//! in [`debts::Debts`], outside of the actor; what is to be seen in a chat is recorded with the outcome (`visible`).
+//! Parts: `admission` and `stop` (who may do what), `wishes` (stopping and changing), `watchdog` (deadlines),
+//! `recovery` (what an earlier process left), `room` (what the desk keeps of a conversation).
 //!
 //! Started by the app, restarted by its supervisor. When it dies, its conversations die with it, and the next desk ends
 //! what was open as interrupted and tells it. When a conversation dies, the desk does the same for that one's jobs.
@@ -12,8 +14,13 @@ pub mod debts;
 pub mod ending;
 pub mod front;
 pub mod history;
+mod intake;
 pub mod recovery;
 mod room;
+pub mod stop;
+pub mod visible;
+mod watchdog;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -23,23 +30,25 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::chat::{Inbound, Reply};
+use crate::chat::{Change, Inbound};
 use crate::config::AgentKind;
-use crate::job::{ConversationId, JobId, RequesterId};
-use crate::journal::{Accepted, Journal, JournalError};
+use crate::job::{ConversationId, JobId, Outcome, RequesterId};
+use crate::journal::{Accepted, JobState, Journal, JournalError};
 use crate::pool::PoolHandle;
 use crate::supervise::current;
 use crate::supervise::{ChildSpec, RestartPolicy};
 use crate::world::World;
-use admission::{Settings, Situation};
+use admission::Settings;
 use conversation::{Conversation, ConversationMsg};
 use debts::Debts;
 use ending::{Ended, JOURNAL_PATIENCE};
 use front::DeskHandle;
-use room::{Incarnation, Recording, Room};
+use room::{Incarnation, Room};
+use stop::Stopping;
 
 /// How long conversations may take to stop. They only drop what they hold.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -54,6 +63,12 @@ pub struct Hearing {
     pub heard_at: Instant,
     /// The default until the message was admitted.
     pub agent: AgentKind,
+    /// Told as soon as the message is recorded; dropped when it is not.
+    pub heard: Option<oneshot::Sender<()>>,
+    /// An earlier process recorded it.
+    pub is_recorded: bool,
+    /// Texts of later messages that are part of this prompt.
+    pub parts: Vec<String>,
 }
 
 /// What to cancel.
@@ -70,14 +85,16 @@ pub enum DeskMsg {
     Heard(Box<Hearing>),
     /// Own task: what the journal said to the message in front of the conversation's queue.
     Recorded { conversation: ConversationId, job: JobId, result: Result<Accepted, JournalError> },
-    /// A conversation, or an own task, told the outcome of a job.
+    /// Somebody edited or deleted a message.
+    Changed(Change),
+    /// A conversation, or an own task, told the outcome of a job, or left it to the next process.
     Ended { conversation: ConversationId, job: JobId },
     /// A conversation has been idle since its `seen`th message and wants to go.
     Quiet { conversation: ConversationId, who: ActorId, seen: u64 },
     /// Somebody wants jobs to stop. Answers how many are meant, ended or not yet.
-    Cancel { target: Target, by: RequesterId, reply: RpcReplyPort<usize> },
-    /// The app is stopping: takes nothing new, and answers when all jobs have ended or `deadline` has come, with the
-    /// number of those that have not.
+    Cancel { target: Target, by: RequesterId, reply: RpcReplyPort<Stopping> },
+    /// The app is stopping: starts nothing new, leaves to the next process what waits in a chat, and answers when all
+    /// other jobs have ended or `deadline` has come, with the number of those that have not.
     Drain { deadline: Instant, reply: RpcReplyPort<usize> },
     /// Own timer: a drain's deadline has come.
     DrainOver,
@@ -85,6 +102,10 @@ pub enum DeskMsg {
     RecordLate,
     /// Own task: it has taken it, or still does not.
     RecordedLate,
+    /// Own timer: look for jobs past their deadline.
+    Patrol,
+    /// Own task: these were past it, and have been ended.
+    Patrolled(Vec<(ConversationId, JobId)>),
     /// Anyone asks how things stand.
     Status(RpcReplyPort<DeskStatus>),
 }
@@ -133,6 +154,9 @@ pub struct State {
     late: Option<AbortOnDropHandle<()>>,
     /// Outcomes that the desk itself records. Dropped, and so aborted, with the actor; the debts remain.
     settling: BTreeMap<JobId, AbortOnDropHandle<()>>,
+    /// The watchdog's task; its clock goes on between two rounds.
+    patrol: Option<AbortOnDropHandle<()>>,
+    clock: watchdog::Clock,
 }
 
 impl<J: Journal> Actor for Desk<J> {
@@ -147,21 +171,25 @@ impl<J: Journal> Actor for Desk<J> {
             draining: None,
             late: None,
             settling: BTreeMap::new(),
+            patrol: None,
+            clock: watchdog::Clock::start(&self.world),
         };
         // Owed by a desk that died: nobody else can still pay.
         for (job, _) in self.debts.all() {
             self.end_interrupted(&me, &mut st, &job);
         }
         self.record_later(&me, &mut st);
+        me.send_after(watchdog::EVERY, || DeskMsg::Patrol);
         Ok(st)
     }
 
     async fn handle(&self, me: ActorRef<Self::Msg>, msg: Self::Msg, st: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            DeskMsg::Heard(hearing) => self.on_heard(&me, st, *hearing),
+            DeskMsg::Heard(hearing) => self.on_heard(&me, st, *hearing).await?,
             DeskMsg::Recorded { conversation, job, result } => {
                 self.on_recorded(&me, st, conversation, &job, result).await?
             }
+            DeskMsg::Changed(change) => self.on_changed(st, change),
             DeskMsg::Ended { conversation, job } => self.on_ended(&me, st, &conversation, &job),
             DeskMsg::Quiet { conversation, who, seen } => Self::on_quiet(st, &conversation, who, seen),
             DeskMsg::Cancel { target, by, reply } => self.on_cancel(st, target, &by, reply),
@@ -172,6 +200,8 @@ impl<J: Journal> Actor for Desk<J> {
                 st.late = None;
                 self.record_later(&me, st);
             }
+            DeskMsg::Patrol => self.on_patrol(&me, st),
+            DeskMsg::Patrolled(ended) => self.on_patrolled(&me, st, &ended),
             DeskMsg::Status(reply) => self.on_status(st, reply),
         }
         Ok(())
@@ -194,14 +224,25 @@ impl<J: Journal> Actor for Desk<J> {
         Ok(())
     }
 
-    /// Whatever is still open now is interrupted, and told so before the process goes.
+    /// Whatever is still open now is interrupted, and told so before the process goes; but what has not started and waits
+    /// in a chat is left to the next process.
     async fn post_stop(&self, me: ActorRef<Self::Msg>, st: &mut State) -> Result<(), ActorProcessingErr> {
         me.get_cell().stop_children_and_wait(None, Some(STOP_PATIENCE)).await;
         st.settling.clear();
-        let ended = self.debts.all().into_iter().map(|(job, debt)| {
+        let ended = self.debts.all().into_iter().map(|(job, debt)| async move {
+            if debt.is_for_outbox() {
+                let row = timeout(JOURNAL_PATIENCE, self.journal.job(&job)).await;
+                // Of one that is not recorded, the platform still has the message.
+                if let Ok(Ok(row)) = row
+                    && row.is_none_or(|row| row.state == JobState::Accepted)
+                {
+                    self.debts.withdraw(&job);
+                    return;
+                }
+            }
             let outcome = ending::interrupted_somewhere(&job);
             let report = Ended::unrun(job, debt.agent, debt.heard_at).with(outcome, self.world.now());
-            async { self.debts.pay(ending::settle(&self.journal, &self.debts, report).await) }
+            self.debts.pay(ending::settle(&self.journal, &self.debts, report).await);
         });
         futures_util::future::join_all(ended).await;
         ending::record_late(&self.journal, &self.debts).await;
@@ -210,87 +251,6 @@ impl<J: Journal> Actor for Desk<J> {
 }
 
 impl<J: Journal> Desk<J> {
-    fn on_heard(&self, me: &ActorRef<DeskMsg>, st: &mut State, mut hearing: Hearing) {
-        // Told already: its sender handed it to a desk that died, and this one found the debt when it started.
-        if self.debts.get(&hearing.job).is_none() {
-            return;
-        }
-        let room = st.rooms.get(&hearing.inbound.conversation);
-        let situation = Situation {
-            draining: st.draining.is_some(),
-            conversations: st.rooms.len(),
-            open_in_conversation: room.map(|room| room.open.len()),
-        };
-        match admission::admit(&hearing.inbound, &self.settings, situation) {
-            Err(refusal) => {
-                tracing::info!(job = %hearing.job, reason = refusal.reason.code(), "refused a message");
-                self.debts.pay(hearing.refused(refusal, self.world.now()));
-                self.answer_drains_if_done(st);
-            }
-            Ok(agent) => {
-                hearing.agent = agent;
-                self.debts.admitted(&hearing.job, agent.name());
-                let conversation = hearing.inbound.conversation.clone();
-                let room = st.rooms.entry(conversation).or_default();
-                room.open.insert(hearing.job.clone());
-                room.recording.push_back(Recording { hearing: Box::new(hearing), cancelled_by: None });
-                if room.writing.is_none() {
-                    self.record_next(me, room);
-                }
-            }
-        }
-    }
-
-    /// Writes the first message of the queue to the journal.
-    fn record_next(&self, me: &ActorRef<DeskMsg>, room: &mut Room) {
-        room.writing = room.recording.front().map(|Recording { hearing, .. }| {
-            let row = hearing.row(self.world.now());
-            let (journal, me) = (self.journal.clone(), me.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                let written = AssertUnwindSafe(timeout(JOURNAL_PATIENCE, journal.accept(&row))).catch_unwind().await;
-                let failed = |message: &str| Err(JournalError::Failed { message: message.into() });
-                let result = match written {
-                    Ok(Ok(result)) => result,
-                    Ok(Err(_)) => failed("it does not answer"),
-                    Err(_) => failed("writing to it panicked"),
-                };
-                let _ = me.cast(DeskMsg::Recorded { conversation: row.conversation, job: row.job, result });
-            }))
-        });
-    }
-
-    async fn on_recorded(
-        &self,
-        me: &ActorRef<DeskMsg>,
-        st: &mut State,
-        conversation: ConversationId,
-        job: &JobId,
-        result: Result<Accepted, JournalError>,
-    ) -> Result<(), ActorProcessingErr> {
-        let Some(room) = st.rooms.get_mut(&conversation) else { return Ok(()) };
-        let Some(Recording { hearing, cancelled_by }) = room.recording.pop_front() else { return Ok(()) };
-        debug_assert_eq!(hearing.job, *job, "one message of a conversation is recorded at a time");
-        self.record_next(me, room);
-        match result {
-            Ok(Accepted::New) => {
-                tracing::info!(%job, %conversation, agent = hearing.agent.name(), bytes = hearing.inbound.text.len(), "accepted a job");
-                self.debts.tell(job, Reply::Accepted { job: job.clone() });
-                return self.give(me, st, conversation, hearing, cancelled_by).await;
-            }
-            Ok(Accepted::Known(known)) => {
-                tracing::info!(job = %known, "a message came again");
-                self.debts.strike_out(job, Reply::Accepted { job: known });
-            }
-            Err(error) => {
-                tracing::error!(%job, %error, "a message could not be recorded");
-                let ended = Ended::unrun(job.clone(), hearing.agent.name().to_owned(), hearing.heard_at);
-                self.debts.pay(ended.with(ending::not_recorded(job, &error), self.world.now()));
-            }
-        }
-        self.on_ended(me, st, &conversation, job);
-        Ok(())
-    }
-
     /// Gives a recorded job to its conversation, starting it if there is none.
     async fn give(
         &self,
@@ -343,7 +303,7 @@ impl<J: Journal> Desk<J> {
         cancelled_by: Option<RequesterId>,
     ) {
         if let Some(by) = cancelled_by {
-            let _ = actor.cast(ConversationMsg::Cancel { job: Some(job.clone()), by });
+            let _ = actor.cast(ConversationMsg::Cancel { job: job.clone(), by });
         }
         if let Some(room) = st.rooms.get_mut(id) {
             room.given += 1;
@@ -400,30 +360,15 @@ impl<J: Journal> Desk<J> {
         }
     }
 
-    fn on_cancel(&self, st: &mut State, target: Target, by: &RequesterId, reply: RpcReplyPort<usize>) {
-        let (conversation, job) = match target {
-            Target::Conversation(id) => (Some(id), None),
-            Target::Job(job) => (self.debts.get(&job).map(|debt| debt.conversation), Some(job)),
-        };
-        let mut meant = 0;
-        if let Some(room) = conversation.and_then(|id| st.rooms.get_mut(&id)) {
-            let is_meant = |other: &JobId| job.as_ref().is_none_or(|job| job == other);
-            meant = room.open.iter().filter(|open| is_meant(open)).count();
-            for recording in room.recording.iter_mut().filter(|recording| is_meant(&recording.hearing.job)) {
-                recording.cancelled_by.get_or_insert_with(|| by.clone());
-            }
-            if let Some(actor) = &room.actor {
-                // When it has just died, its jobs end anyway.
-                let _ = actor.cast(ConversationMsg::Cancel { job, by: by.clone() });
-            }
-        }
-        // Whoever asked may have left.
-        let _ = reply.send(meant);
-    }
-
     fn on_drain(&self, me: &ActorRef<DeskMsg>, st: &mut State, deadline: Instant, reply: RpcReplyPort<usize>) {
         st.draining.get_or_insert_default().push((deadline, reply));
         me.send_after(deadline.saturating_duration_since(Instant::now()), || DeskMsg::DrainOver);
+        for room in st.rooms.values() {
+            if let Some(actor) = &room.actor {
+                // One that has just died leaves its jobs to the desk.
+                let _ = actor.cast(ConversationMsg::HandOver);
+            }
+        }
         self.answer_drains_if_done(st);
     }
 
@@ -449,11 +394,15 @@ impl<J: Journal> Desk<J> {
 
     /// Records and tells that a job was interrupted by the loss of its actor.
     fn end_interrupted(&self, me: &ActorRef<DeskMsg>, st: &mut State, job: &JobId) {
+        self.end_here(me, st, job, ending::interrupted_somewhere(job));
+    }
+
+    /// Records and tells an outcome that no conversation knows of.
+    fn end_here(&self, me: &ActorRef<DeskMsg>, st: &mut State, job: &JobId, outcome: Outcome) {
         let Some(debt) = self.debts.get(job) else {
             let _ = st.settling.remove(job);
             return;
         };
-        let outcome = ending::interrupted_somewhere(job);
         let report = Ended::unrun(job.clone(), debt.agent, debt.heard_at).with(outcome, self.world.now());
         let (journal, debts, me) = (self.journal.clone(), self.debts.clone(), me.clone());
         let task = tokio::spawn(async move {

@@ -45,14 +45,36 @@ text_id!(
     ConversationId
 );
 
+impl ConversationId {
+    /// The part before the colon, as in `slack`.
+    pub fn platform(&self) -> &str {
+        self.0.split_once(':').map_or("", |(platform, _)| platform)
+    }
+}
+
 /// How a job ended. Every accepted prompt gets exactly one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    Answered { answer: String },
-    Failed { reason: FailReason, message: String },
-    Refused { reason: RefuseReason, message: String },
-    Cancelled { message: String },
+    Answered {
+        answer: String,
+    },
+    Failed {
+        reason: FailReason,
+        message: String,
+    },
+    Refused {
+        reason: RefuseReason,
+        message: String,
+    },
+    Cancelled {
+        message: String,
+    },
+    /// Came so soon after another message that both became one prompt; the answer is that job's.
+    Merged {
+        into: JobId,
+        message: String,
+    },
 }
 
 impl Outcome {
@@ -63,6 +85,7 @@ impl Outcome {
             Self::Failed { .. } => "failed",
             Self::Refused { .. } => "refused",
             Self::Cancelled { .. } => "cancelled",
+            Self::Merged { .. } => "merged",
         }
     }
 
@@ -71,12 +94,10 @@ impl Outcome {
         match self {
             Self::Failed { reason, .. } => Some(reason.code()),
             Self::Refused { reason, .. } => Some(reason.code()),
-            Self::Answered { .. } | Self::Cancelled { .. } => None,
+            Self::Answered { .. } | Self::Cancelled { .. } | Self::Merged { .. } => None,
         }
     }
-}
 
-impl Outcome {
     /// Whether sending the same again may succeed by itself: nothing stood against the prompt, only the moment. An
     /// adapter offers a button then; nothing is ever repeated without one.
     pub fn is_retryable(&self) -> bool {
@@ -84,14 +105,15 @@ impl Outcome {
             Self::Failed { reason, .. } => match reason {
                 FailReason::ModelBusy | FailReason::QueueTimeout | FailReason::NoRunner => true,
                 FailReason::AgentFailed | FailReason::NoResult | FailReason::Timeout => false,
-                FailReason::OutcomeUnknown | FailReason::Interrupted | FailReason::Journal => false,
+                FailReason::OutcomeUnknown | FailReason::Interrupted => false,
+                FailReason::Journal | FailReason::Overdue => false,
             },
             Self::Refused { reason, .. } => match reason {
                 RefuseReason::QueueFull | RefuseReason::TooManyWaiting | RefuseReason::Draining => true,
                 RefuseReason::NotAllowed | RefuseReason::EmptyPrompt | RefuseReason::PromptTooLarge => false,
                 RefuseReason::UnknownAgent | RefuseReason::Unsuitable => false,
             },
-            Self::Answered { .. } | Self::Cancelled { .. } => false,
+            Self::Answered { .. } | Self::Cancelled { .. } | Self::Merged { .. } => false,
         }
     }
 }
@@ -130,6 +152,8 @@ reasons!(
         NoRunner = "no_runner",
         /// The journal could not be written.
         Journal = "journal",
+        /// Its deadline passed without an outcome, and the watchdog ended it.
+        Overdue = "overdue",
     }
 );
 

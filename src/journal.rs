@@ -1,10 +1,11 @@
-//! The journal: the durable record of jobs, leases and runners. What must survive an actor or the process lives here.
+//! The journal: the durable record of jobs, leases, runners and outbox. What must survive an actor or the process lives here.
 //!
 //! A handle, not an actor: the store serialises writes itself, and an actor in front of it would add a hop and one more
 //! thing to fail. Two stores keep one contract: [`sqlite::SqliteJournal`] for the service and
 //! [`memory::MemoryJournal`] for the simulation, where a thread of SQLite's would break the paused clock.
 
 pub mod memory;
+pub mod outgoing;
 mod refusal;
 pub mod search;
 pub mod sqlite;
@@ -12,12 +13,14 @@ pub mod story;
 
 use std::future::Future;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::job::{ChannelId, ConversationId, JobId, Outcome, RequesterId, Timings};
 use crate::pool::receipt::Receipt;
 use crate::sprites::CheckpointId;
+use outgoing::{Delivery, Effect, Outgoing, OutgoingRow};
 use search::{LeaseRow, Wanted};
 
 pub type Result<T, E = JournalError> = std::result::Result<T, E>;
@@ -61,11 +64,24 @@ pub struct JobRow {
     pub state: JobState,
     pub runner: Option<String>,
     pub accepted_at: Timestamp,
+    /// By when it must have ended, whatever happens; later it is ended for it.
+    pub deadline: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub outcome: Option<Outcome>,
     pub timings: Option<Timings>,
     pub receipt: Option<Receipt>,
+}
+
+impl JobRow {
+    /// Whether it can be recorded as new: waiting, or refused right away.
+    fn is_new(&self) -> bool {
+        match self.state {
+            JobState::Accepted => self.outcome.is_none() && self.ended_at.is_none(),
+            JobState::Running => false,
+            JobState::Ended => self.outcome.is_some() && self.ended_at.is_some(),
+        }
+    }
 }
 
 /// How far a job came.
@@ -125,7 +141,16 @@ pub trait Journal: Clone + Send + Sync + 'static {
     fn deployment_id(&self) -> impl Future<Output = Result<String>> + Send;
 
     /// Records a prompt before it is acknowledged; the state of `row` is `Accepted`.
-    fn accept(&self, row: &JobRow) -> impl Future<Output = Result<Accepted>> + Send;
+    fn accept(&self, row: &JobRow) -> impl Future<Output = Result<Accepted>> + Send {
+        self.accept_with(row, &[])
+    }
+    /// Records a message together with what is to be seen of that; `row` is `Accepted`, or `Ended` when it was refused.
+    /// For a known message nothing is recorded.
+    fn accept_with(&self, row: &JobRow, effects: &[Outgoing]) -> impl Future<Output = Result<Accepted>> + Send;
+    /// Replaces the prompt of a job that has not started. `false` when it has.
+    fn revise(&self, job: &JobId, prompt: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// Gives a job that has not ended another deadline.
+    fn extend(&self, job: &JobId, deadline: Timestamp) -> impl Future<Output = Result<()>> + Send;
     /// Records that `job` has the lease `fence` of `runner`, and marks the runner dirty, in one transaction.
     fn lease(
         &self,
@@ -145,10 +170,24 @@ pub trait Journal: Clone + Send + Sync + 'static {
         timings: &Timings,
         receipt: Option<&Receipt>,
         at: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send {
+        self.end_with(job, outcome, timings, receipt, at, &[])
+    }
+    /// Records the outcome together with what is to be seen of it: both or, when it is not the first, neither.
+    fn end_with(
+        &self,
+        job: &JobId,
+        outcome: &Outcome,
+        timings: &Timings,
+        receipt: Option<&Receipt>,
+        at: Timestamp,
+        effects: &[Outgoing],
     ) -> impl Future<Output = Result<bool>> + Send;
     fn job(&self, job: &JobId) -> impl Future<Output = Result<Option<JobRow>>> + Send;
     /// Jobs that have not ended, oldest first.
     fn open_jobs(&self) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
+    /// Jobs that have not ended although their deadline was before `now`, oldest first.
+    fn overdue_jobs(&self, now: Timestamp) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
     /// The newest `limit` jobs, newest first.
     fn recent_jobs(&self, limit: u32) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
     /// The newest `limit` jobs of one conversation, newest first; it may leave out old ones. A store that has an index
@@ -169,6 +208,35 @@ pub trait Journal: Clone + Send + Sync + 'static {
     fn find_jobs(&self, wanted: &Wanted) -> impl Future<Output = Result<Vec<JobRow>>> + Send;
     /// Every lease that the job had, oldest first.
     fn leases(&self, job: &JobId) -> impl Future<Output = Result<Vec<LeaseRow>>> + Send;
+
+    /// Records effects that belong to no other record, all or none. A known key is left alone, except that progress
+    /// which is not closed gets the new text; for that, recording is also the note that a request is about to be made.
+    fn put(&self, effects: &[Outgoing], at: Timestamp) -> impl Future<Output = Result<()>> + Send;
+    /// Notes that a request for this effect is about to be made.
+    fn trying(&self, key: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Records how sending `effect` ended. When that was progress and the row was closed meanwhile, only the message's
+    /// name is kept, and the row stays open.
+    fn delivered(
+        &self,
+        key: &str,
+        effect: &Effect,
+        delivery: &Delivery,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Effects that are still to be sent, oldest first, of one conversation or of all. Progress that is not closed is
+    /// not among them: its sender knows newer texts than the journal.
+    fn open_effects(
+        &self,
+        conversation: Option<&ConversationId>,
+    ) -> impl Future<Output = Result<Vec<OutgoingRow>>> + Send;
+    fn effect(&self, key: &str) -> impl Future<Output = Result<Option<OutgoingRow>>> + Send;
+    /// All effects of one job, oldest first.
+    fn job_effects(&self, job: &JobId) -> impl Future<Output = Result<Vec<OutgoingRow>>> + Send;
+    /// Keeps a file's content before the effect that names it is recorded.
+    fn keep_file(&self, key: &str, bytes: &Bytes) -> impl Future<Output = Result<()>> + Send;
+    fn file(&self, key: &str) -> impl Future<Output = Result<Option<Bytes>>> + Send;
+    /// Drops contents that no effect names, as a process leaves them that dies before it records an outcome.
+    fn drop_stray_files(&self) -> impl Future<Output = Result<()>> + Send;
 
     fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
     /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest

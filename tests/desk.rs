@@ -1,7 +1,11 @@
 //! The desk and its conversations against a pool that the test plays, on a paused clock.
 
+#[path = "desk/chat.rs"]
+mod chat;
 #[path = "doubles/desk_rig.rs"]
 mod desk_rig;
+#[path = "doubles/played_chat.rs"]
+mod played_chat;
 
 use std::time::Duration;
 
@@ -9,6 +13,7 @@ use desk_rig::{QUEUE_TIMEOUT, RUN_TIMEOUT, Rig, answer, finish, grant, start};
 use janebot::agent::{AgentEvent, AgentResult, Details};
 use janebot::chat::Progress;
 use janebot::desk::conversation::IDLE_AFTER;
+use janebot::desk::debts::Debts;
 use janebot::desk::{Target, recovery};
 use janebot::job::{ConversationId, MAX_PROMPT_BYTES, Outcome, RequesterId};
 use janebot::journal::memory::{Call, MemoryJournal};
@@ -28,7 +33,10 @@ fn conversation(id: &str) -> Target {
 fn message_of(outcome: &Outcome) -> &str {
     match outcome {
         Outcome::Answered { answer } => answer,
-        Outcome::Failed { message, .. } | Outcome::Refused { message, .. } | Outcome::Cancelled { message } => message,
+        Outcome::Failed { message, .. }
+        | Outcome::Refused { message, .. }
+        | Outcome::Cancelled { message }
+        | Outcome::Merged { message, .. } => message,
     }
 }
 
@@ -296,7 +304,8 @@ async fn a_job_behind_another_is_cancelled_without_touching_that_one() {
     let mut second = rig.send("c", "two").await;
     let behind = second.accepted().await;
     let ticket = rig.ticket().await;
-    assert_eq!(rig.desk.cancel(Target::Job(behind), RequesterId::new("terminal:bob")).await, Some(1));
+    let stopping = rig.desk.cancel(Target::Job(behind), RequesterId::new("terminal:bob")).await.unwrap();
+    assert_eq!(stopping.jobs, 1);
     let report = second.ended().await;
     let message = "Cancelled by terminal:bob before the agent started; nothing was run.";
     assert_eq!(report.outcome, Outcome::Cancelled { message: message.into() });
@@ -558,11 +567,12 @@ async fn a_new_process_ends_what_an_earlier_one_left_open() {
     journal.built(&runner).await.unwrap();
     journal.lease(&running, "jane-runner-0", 1, "canary", rig.world.now()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(130)).await;
-    let ended = recovery::recover(&journal, &rig.world).await.unwrap();
+    let ended = recovery::recover(&journal, &rig.world, &Debts::default()).await.unwrap().interrupted;
     let jobs: Vec<_> = ended.iter().map(|ended| (&ended.job, ended.started)).collect();
     assert_eq!(jobs, [(&waiting, false), (&running, true)]);
     assert!(ended[0].message.contains("of 2m ago (“fix the tests”) had not started"), "{}", ended[0].message);
     assert!(ended[1].message.contains("was interrupted when janebot stopped"), "{}", ended[1].message);
     assert!(journal.open_jobs().await.unwrap().is_empty());
-    assert!(recovery::recover(&journal, &rig.world).await.unwrap().is_empty(), "a second time there is nothing");
+    let again = recovery::recover(&journal, &rig.world, &Debts::default()).await.unwrap();
+    assert!(again.interrupted.is_empty(), "a second time there is nothing");
 }

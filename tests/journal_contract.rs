@@ -2,6 +2,7 @@
 
 use janebot::job::{ChannelId, ConversationId, FailReason, JobId, Outcome, RequesterId, Timings};
 use janebot::journal::memory::{Call, MemoryJournal};
+use janebot::journal::outgoing::{Delivery, Effect, Mark, Outgoing, OutgoingState};
 use janebot::journal::search::{LeaseRow, Progress, Wanted, Which};
 use janebot::journal::sqlite::SqliteJournal;
 use janebot::journal::{Accepted, JobRow, JobState, Journal, JournalError, RunnerRow};
@@ -31,6 +32,7 @@ fn job(name: &str) -> JobRow {
         state: JobState::Accepted,
         runner: None,
         accepted_at: at(0),
+        deadline: None,
         started_at: None,
         ended_at: None,
         outcome: None,
@@ -73,6 +75,27 @@ fn receipt(name: &str) -> Receipt {
 
 fn answered(text: &str) -> Outcome {
     Outcome::Answered { answer: text.into() }
+}
+
+fn effect(key: &str, effect: Effect) -> Outgoing {
+    Outgoing { key: key.into(), job: id("a"), conversation: job("a").conversation, effect }
+}
+
+fn post(key: &str) -> Outgoing {
+    effect(key, Effect::Post { text: "it's \"x\" \u{1f600}\n{}".into() })
+}
+
+fn progress(text: &str, closing: bool) -> Outgoing {
+    effect("a/progress", Effect::Progress { text: text.into(), closing })
+}
+
+async fn open_keys(journal: &impl Journal) -> String {
+    let rows = journal.open_effects(None).await.unwrap();
+    rows.iter().map(|row| row.outgoing.key.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+fn sent(message: &str) -> Delivery {
+    Delivery::Sent { message: Some(message.into()) }
 }
 
 fn failed_with(result: Result<impl std::fmt::Debug, JournalError>, words: &str) {
@@ -292,6 +315,121 @@ async fn quarantines_are_kept_for_people(journal: impl Journal) {
     assert_eq!(journal.quarantines(9).await.unwrap(), vec![newest, ("r0".into(), "canary present".into(), at(1))]);
 }
 
+async fn effects_come_with_the_acceptance_and_with_the_first_end_or_not_at_all(journal: impl Journal) {
+    let heard = effect("a/heard", Effect::React { message: "m".into(), mark: Mark::Heard, shown: true });
+    assert_eq!(journal.accept_with(&job("a"), std::slice::from_ref(&heard)).await.unwrap(), Accepted::New);
+    let again = JobRow { job: id("b"), ..job("a") };
+    assert_eq!(journal.accept_with(&again, &[post("b/x")]).await.unwrap(), Accepted::Known(id("a")));
+    let done = answered("done");
+    let none = Timings::default();
+    assert!(journal.end_with(&id("a"), &done, &none, None, at(1), &[post("a/0"), post("a/1")]).await.unwrap());
+    assert!(!journal.end_with(&id("a"), &done, &none, None, at(2), &[post("a/2")]).await.unwrap());
+    assert_eq!(open_keys(&journal).await, "a/heard a/0 a/1");
+    let rows = journal.job_effects(&id("a")).await.unwrap();
+    assert_eq!((&rows[0].outgoing, rows[0].put_at, rows[0].tried), (&heard, at(0), 0));
+    assert_eq!((&rows[2].outgoing, rows[2].put_at), (&post("a/1"), at(1)));
+    let elsewhere = ConversationId::new("slack:C2/1");
+    assert!(journal.open_effects(Some(&elsewhere)).await.unwrap().is_empty());
+    assert_eq!(journal.open_effects(Some(&job("a").conversation)).await.unwrap(), rows);
+}
+
+async fn a_refused_message_is_recorded_as_ended_at_once(journal: impl Journal) {
+    let outcome = Outcome::Refused { reason: janebot::job::RefuseReason::NotAllowed, message: "no".into() };
+    let row = JobRow {
+        state: JobState::Ended,
+        outcome: Some(outcome),
+        ended_at: Some(at(3)),
+        timings: Some(Timings::default()),
+        ..job("a")
+    };
+    assert_eq!(journal.accept_with(&row, &[post("a/0")]).await.unwrap(), Accepted::New);
+    assert_eq!(journal.accept_with(&row, &[post("a/0")]).await.unwrap(), Accepted::Known(id("a")));
+    assert_eq!(journal.job(&id("a")).await.unwrap(), Some(row));
+    assert_eq!(open_keys(&journal).await, "a/0");
+}
+
+async fn an_effect_is_sent_or_given_up_once(journal: impl Journal) {
+    journal.put(&[post("a/0"), post("a/1")], at(1)).await.unwrap();
+    journal.put(&[post("a/0")], at(2)).await.expect("what is there already is no error");
+    let text = post("a/0").effect;
+    journal.trying("a/0").await.unwrap();
+    journal.delivered("a/0", &text, &sent("m1"), at(3)).await.unwrap();
+    journal.delivered("a/0", &text, &Delivery::GivenUp { why: "late".into() }, at(4)).await.unwrap();
+    let row = journal.effect("a/0").await.unwrap().unwrap();
+    assert_eq!((row.state, row.tried, row.message.as_deref()), (OutgoingState::Sent, 1, Some("m1")));
+    assert_eq!((row.done_at, row.why), (Some(at(3)), None));
+    journal.delivered("a/1", &text, &Delivery::GivenUp { why: "gone".into() }, at(5)).await.unwrap();
+    let row = journal.effect("a/1").await.unwrap().unwrap();
+    assert_eq!((row.state, row.why.as_deref(), row.message), (OutgoingState::GivenUp, Some("gone"), None));
+    assert_eq!(open_keys(&journal).await, "");
+    failed_with(journal.trying("x").await, "no such effect");
+    failed_with(journal.delivered("x", &text, &sent("m"), at(6)).await, "no such effect");
+    assert_eq!(journal.effect("x").await.unwrap(), None);
+}
+
+async fn progress_takes_the_newest_text_until_it_is_closed(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.put(&[progress("one", false)], at(1)).await.unwrap();
+    assert_eq!(open_keys(&journal).await, "", "its sender knows better");
+    journal.delivered("a/progress", &progress("one", false).effect, &sent("m1"), at(2)).await.unwrap();
+    journal.put(&[progress("two", false)], at(3)).await.unwrap();
+    let row = journal.effect("a/progress").await.unwrap().unwrap();
+    assert_eq!((row.state, row.tried, row.message.as_deref()), (OutgoingState::Open, 2, Some("m1")));
+    let (done, closing) = (answered("x"), progress("done", true));
+    journal.end_with(&id("a"), &done, &Timings::default(), None, at(4), std::slice::from_ref(&closing)).await.unwrap();
+    journal.delivered("a/progress", &progress("two", false).effect, &sent("m1"), at(5)).await.unwrap();
+    assert_eq!(open_keys(&journal).await, "a/progress", "the older text's arrival closes nothing");
+    journal.put(&[progress("three", false)], at(6)).await.unwrap();
+    assert_eq!(journal.effect("a/progress").await.unwrap().unwrap().outgoing, closing);
+    journal.delivered("a/progress", &closing.effect, &sent("m1"), at(7)).await.unwrap();
+    journal.put(&[progress("four", false)], at(8)).await.unwrap();
+    let row = journal.effect("a/progress").await.unwrap().unwrap();
+    assert_eq!((row.outgoing, row.state, row.tried), (closing, OutgoingState::Sent, 2));
+}
+
+async fn a_file_is_kept_until_it_is_sent(journal: impl Journal) {
+    let upload = effect("a/file/0", Effect::Upload { name: "x.bin".into() });
+    let bytes = bytes::Bytes::from_static(b"\0\xff bytes");
+    journal.keep_file("a/file/0", &bytes).await.unwrap();
+    journal.keep_file("stray", &bytes).await.unwrap();
+    journal.put(std::slice::from_ref(&upload), at(1)).await.unwrap();
+    journal.drop_stray_files().await.unwrap();
+    assert_eq!(journal.file("stray").await.unwrap(), None);
+    assert_eq!(journal.file("a/file/0").await.unwrap(), Some(bytes));
+    journal.delivered("a/file/0", &upload.effect, &sent("m"), at(2)).await.unwrap();
+    assert_eq!(journal.file("a/file/0").await.unwrap(), None);
+}
+
+async fn a_prompt_is_revised_until_it_starts(journal: impl Journal) {
+    journal.accept(&job("a")).await.unwrap();
+    journal.built(&runner("r0")).await.unwrap();
+    assert!(journal.revise(&id("a"), "other").await.unwrap());
+    assert_eq!(journal.job(&id("a")).await.unwrap().unwrap().prompt, "other");
+    journal.lease(&id("a"), "r0", 1, "c", at(2)).await.unwrap();
+    assert!(!journal.revise(&id("a"), "late").await.unwrap());
+    assert_eq!(journal.job(&id("a")).await.unwrap().unwrap().prompt, "other");
+    failed_with(journal.revise(&id("x"), "").await, "no such job");
+}
+
+async fn what_is_past_its_deadline_is_found(journal: impl Journal) {
+    let dated = |name: &str, deadline| JobRow { deadline: Some(deadline), ..job(name) };
+    for row in [dated("a", at(10)), dated("b", at(5)), dated("c", at(5)), job("d")] {
+        journal.accept(&row).await.unwrap();
+    }
+    journal.end(&id("c"), &answered("x"), &Timings::default(), None, at(1)).await.unwrap();
+    let overdue = async |now| {
+        let rows = journal.overdue_jobs(now).await.unwrap();
+        rows.iter().map(|row| row.job.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(overdue(at(5)).await, "");
+    assert_eq!(overdue(Timestamp::from_second(1_790_000_006).unwrap()).await, "b");
+    assert_eq!(overdue(at(11)).await, "a b");
+    journal.extend(&id("a"), at(20)).await.unwrap();
+    journal.extend(&id("c"), at(1)).await.expect("what has ended needs no deadline");
+    failed_with(journal.extend(&id("x"), at(1)).await, "no such job");
+    assert_eq!(overdue(at(11)).await, "b");
+}
+
 async fn a_clone_is_the_same_journal(journal: impl Journal) {
     let other = journal.clone();
     journal.accept(&job("a")).await.unwrap();
@@ -355,6 +493,13 @@ contract!(
     a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it
     a_fence_only_grows
     quarantines_are_kept_for_people
+    effects_come_with_the_acceptance_and_with_the_first_end_or_not_at_all
+    a_refused_message_is_recorded_as_ended_at_once
+    an_effect_is_sent_or_given_up_once
+    progress_takes_the_newest_text_until_it_is_closed
+    a_file_is_kept_until_it_is_sent
+    a_prompt_is_revised_until_it_starts
+    what_is_past_its_deadline_is_found
     a_clone_is_the_same_journal
     many_callers_at_once_keep_the_rules
 );
@@ -385,6 +530,19 @@ enum Step {
     Built { runner: u8, sprite: u8, fence: u64 },
     Clean { runner: u8, sprite: u8 },
     Forget { runner: u8 },
+    EndTelling { job: u8, closing: bool },
+    Put { key: u8, closing: bool },
+    Trying { key: u8 },
+    Delivered { key: u8, closing: bool, ok: bool },
+    Revise { job: u8 },
+}
+
+/// Key 0 is progress, the others are posts.
+fn small_effect(key: u8, closing: bool, second: i64) -> Outgoing {
+    match key {
+        0 => progress(&format!("p{second}"), closing),
+        key => effect(&format!("k{key}"), Effect::Post { text: format!("t{second}") }),
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -405,6 +563,11 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         (runner.clone(), sprite).prop_map(|(runner, sprite)| Step::Clean { runner, sprite }),
         runner.prop_map(|runner| Step::Forget { runner }),
+        (0..4u8, any::<bool>()).prop_map(|(job, closing)| Step::EndTelling { job, closing }),
+        (0..3u8, any::<bool>()).prop_map(|(key, closing)| Step::Put { key, closing }),
+        (0..3u8).prop_map(|key| Step::Trying { key }),
+        (0..3u8, any::<bool>(), any::<bool>()).prop_map(|(key, closing, ok)| Step::Delivered { key, closing, ok }),
+        (0..4u8).prop_map(|job| Step::Revise { job }),
     ]
 }
 
@@ -435,6 +598,21 @@ async fn take(journal: &impl Journal, step: &Step, second: i64) -> String {
                 Receipt { sprite_id: format!("s{sprite}"), boot: format!("b{second}"), ..receipt(&name(runner)) };
             format!("{:?}", journal.clean(&name(runner), &receipt).await)
         }
+        Step::EndTelling { job, closing } => {
+            let effects = [small_effect(0, *closing, second), small_effect(1, false, second)];
+            let (outcome, timings) = (answered("y"), Timings::default());
+            format!("{:?}", journal.end_with(&job_id(job), &outcome, &timings, None, at(second), &effects).await)
+        }
+        Step::Put { key, closing } => {
+            format!("{:?}", journal.put(&[small_effect(*key, *closing, second)], at(second)).await)
+        }
+        Step::Trying { key } => format!("{:?}", journal.trying(&small_effect(*key, false, 0).key).await),
+        Step::Delivered { key, closing, ok } => {
+            let effect = small_effect(*key, *closing, 0);
+            let delivery = if *ok { sent(&format!("m{second}")) } else { Delivery::GivenUp { why: "w".into() } };
+            format!("{:?}", journal.delivered(&effect.key, &effect.effect, &delivery, at(second)).await)
+        }
+        Step::Revise { job } => format!("{:?}", journal.revise(&job_id(job), &format!("r{second}")).await),
         Step::Forget { runner } => format!("{:?}", journal.forget_runner(&name(runner)).await),
     }
 }
@@ -442,6 +620,8 @@ async fn take(journal: &impl Journal, step: &Step, second: i64) -> String {
 /// All that can be read back.
 async fn seen(journal: &impl Journal) -> String {
     let runners = (journal.runner("r0").await.unwrap(), journal.runner("r1").await.unwrap());
+    let effects = (journal.job_effects(&id("a")).await.unwrap(), journal.open_effects(None).await.unwrap());
+    let runners = (runners, effects);
     format!("{:#?}", (journal.recent_jobs(99).await.unwrap(), journal.open_jobs().await.unwrap(), runners))
 }
 

@@ -43,7 +43,8 @@ pub enum Exit {
 impl Exit {
     pub fn of(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Answered { .. } => Self::Answered,
+            // Merged never happens at a terminal, whose messages do not wait for each other.
+            Outcome::Answered { .. } | Outcome::Merged { .. } => Self::Answered,
             Outcome::Failed { .. } => Self::Failed,
             Outcome::Refused { .. } => Self::Refused,
             Outcome::Cancelled { .. } => Self::Interrupted,
@@ -92,7 +93,7 @@ impl Session {
             text: message.text,
             agent: message.agent,
             timeout: message.timeout,
-            replies: Arc::new(ToChannel(replies)),
+            replies: Some(Arc::new(ToChannel(replies))),
         })
         .await;
         told

@@ -51,7 +51,8 @@ async fn story(config: &Config, name: &str, json: bool, world: &World) -> Result
         }
     };
     let leases = journal.leases(&row.job).await.map_err(failed)?;
-    let story = Story::of(row, &leases, world.now());
+    let effects = journal.job_effects(&row.job).await.map_err(failed)?;
+    let story = Story::of(row, &leases, &effects, world.now());
     if json {
         return serde_json::to_string(&story).map_err(|error| (Exit::Failed, error.to_string()));
     }

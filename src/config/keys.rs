@@ -158,10 +158,17 @@ keys! {
     URGENT_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH",
         "Chat users whose jobs are served before all others', as far as that starves nobody.";
 
+    DEBOUNCE: Duration = |text| value::span(text, Duration::ZERO, 30 * SECOND), "time, 0s to 30s", Value("1500ms"), "3s",
+        "Messages of one person in a chat that follow each other faster become one prompt.";
+    DRAIN_TIMEOUT: Duration = |text| value::span(text, Duration::ZERO, DAY), "time, 0s to 24h", Value("1m"), "5m",
+        "How long running jobs may take once the service is told to stop. What waits then is left to the next start.";
+
     ALLOWED_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH,U0G9QF9C6",
         "Chat users who may ask. The terminal belongs to whoever runs the process.";
     ALLOWED_CHANNEL_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "C024BE91L",
         "Chat channels in which everybody may ask.";
+    ADMIN_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH",
+        "Chat users who may stop anybody's job; everybody may stop their own.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
 

@@ -44,7 +44,10 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
     let access = AccessConfig {
         users: source.get(&keys::ALLOWED_USER_IDS).unwrap_or_default(),
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
+        admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
     };
+    let debounce = source.get(&keys::DEBOUNCE);
+    let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
     let isolation =
         source.get(&keys::ALLOW_LOCAL_EXECUTION).map(|off| if off { Isolation::Off } else { Isolation::Full });
     let listen = source.get(&keys::HOST_LISTEN);
@@ -78,7 +81,16 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         }),
     };
     let journal_path = database.map_or_else(|| data_dir.join("journal.sqlite"), |url| url.0);
-    Some(Config { sprites, pool: pool?, agents: agents?, access, data_dir, journal_path })
+    Some(Config {
+        sprites,
+        pool: pool?,
+        agents: agents?,
+        access,
+        debounce: debounce?,
+        drain_timeout: drain_timeout?,
+        data_dir,
+        journal_path,
+    })
 }
 
 /// `DATA_DIR`, else the folder for state that the desktop specification names.

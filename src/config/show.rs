@@ -73,8 +73,11 @@ impl Config {
         line("MAX_RUNNING_PER_CHANNEL", sharing.max_running_per_channel.to_string());
         line("CHANNEL_WEIGHTS", weights(&sharing.channel_weights));
         line("URGENT_USER_IDS", list(&sharing.urgent_users));
+        line("DEBOUNCE", time(self.debounce));
+        line("DRAIN_TIMEOUT", time(self.drain_timeout));
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
+        line("ADMIN_USER_IDS", list(&self.access.admins));
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));

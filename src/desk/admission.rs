@@ -25,6 +25,8 @@ pub struct Settings {
     pub default_agent: AgentKind,
     pub run_timeout: Duration,
     pub queue_timeout: Duration,
+    /// Messages of one person that follow each other faster than this become one prompt, where a chat has the outbox.
+    pub debounce: Duration,
     pub access: AccessConfig,
 }
 
@@ -35,6 +37,7 @@ impl Settings {
             default_agent: config.agents.default,
             run_timeout: config.pool.run_timeout,
             queue_timeout: config.pool.queue_timeout,
+            debounce: config.debounce,
             access: config.access.clone(),
         }
     }
@@ -129,7 +132,7 @@ pub fn check_agent(asked: Option<&str>, settings: &Settings) -> Result<AgentKind
     )
 }
 
-fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(), Refusal> {
+pub(super) fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(), Refusal> {
     if is_terminal(&inbound.requester) {
         return Ok(());
     }
@@ -147,12 +150,12 @@ fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(), Refusal>
 }
 
 /// Whether the message comes from whoever runs the process, who needs no permission.
-fn is_terminal(requester: &RequesterId) -> bool {
+pub(super) fn is_terminal(requester: &RequesterId) -> bool {
     requester.as_str().starts_with("terminal:")
 }
 
 /// Deny by default: an empty list allows nobody.
-fn listed(list: &BTreeSet<String>, id: &str) -> bool {
+pub(super) fn listed(list: &BTreeSet<String>, id: &str) -> bool {
     list.contains(id) || list.contains(platform_id(id))
 }
 
@@ -178,7 +181,7 @@ mod tests {
             text: text.into(),
             agent: agent.map(Into::into),
             timeout: None,
-            replies: Arc::new(Nowhere),
+            replies: Some(Arc::new(Nowhere)),
         }
     }
 
@@ -188,7 +191,9 @@ mod tests {
             default_agent: AgentKind::Amp,
             run_timeout: Duration::from_secs(600),
             queue_timeout: Duration::from_secs(900),
+            debounce: Duration::ZERO,
             access: AccessConfig {
+                admins: BTreeSet::new(),
                 users: users.iter().map(ToString::to_string).collect(),
                 channels: channels.iter().map(ToString::to_string).collect(),
             },

@@ -7,10 +7,15 @@
 //!                  └──────────────────────┘  ask again, a few times; after Started never
 //! ```
 //!
+//! In a chat that the outbox writes to, messages of one person that follow each other quickly become one prompt
+//! (`merge`). Stopping, edited messages and the end of the process are in `changes`.
+//!
 //! Started by the desk with a conversation's first message, stopped by it when idle or at shutdown. When it dies, the
 //! desk ends its open jobs as interrupted and gives the next message to a fresh one; what is lost is the order among
 //! the jobs that were waiting here, and the events of the run, which the runner takes for a cancellation.
 
+mod changes;
+mod merge;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::admission::{MAX_RUN_TIMEOUT, Settings};
 use super::debts::Debts;
-use super::ending::{self, Ended, JOURNAL_PATIENCE};
+use super::ending::{self, Cause, Ended, JOURNAL_PATIENCE};
 use super::history::{self, Exchange, History};
 use super::{DeskMsg, Hearing};
 use crate::agent::AgentEvent;
@@ -56,8 +61,16 @@ const MAX_PROGRESS: usize = 160;
 pub enum ConversationMsg {
     /// The desk recorded a message as a job.
     Job(Box<Hearing>),
-    /// Somebody wants this job, or all of them, to stop.
-    Cancel { job: Option<JobId>, by: RequesterId },
+    /// Somebody who may wants this job to stop.
+    Cancel { job: JobId, by: RequesterId },
+    /// The job's message has this text now, or none when it was deleted.
+    Changed { job: JobId, text: Option<String> },
+    /// The process is stopping: what waits in a chat is left to the next one.
+    HandOver,
+    /// The journal has let go of a job that is left to the next process.
+    HandedOver { job: JobId },
+    /// Own timer: the message that waited for more of its kind has waited long enough.
+    Ready,
     /// The journal told what was said before this actor was started.
     Remembered(Vec<Exchange>),
     /// The ticket's holder has news of run `run`.
@@ -95,6 +108,10 @@ pub struct State {
     settling: BTreeMap<JobId, AbortOnDropHandle<()>>,
     /// The timer of [`ConversationMsg::Quiet`].
     quiet: Option<Timer>,
+    /// The timer of [`ConversationMsg::Ready`].
+    gathering: Option<Timer>,
+    /// Nothing of a chat is started any more.
+    handing_over: bool,
     _remembering: AbortOnDropHandle<()>,
 }
 
@@ -132,6 +149,8 @@ impl<J: Journal> Actor for Conversation<J> {
             seen: 0,
             settling: BTreeMap::new(),
             quiet: None,
+            gathering: None,
+            handing_over: false,
             _remembering: self.remember(&me),
         })
     }
@@ -139,7 +158,11 @@ impl<J: Journal> Actor for Conversation<J> {
     async fn handle(&self, me: ActorRef<Self::Msg>, msg: Self::Msg, st: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             ConversationMsg::Job(hearing) => self.on_job(&me, st, hearing),
-            ConversationMsg::Cancel { job, by } => self.on_cancel(&me, st, job.as_ref(), &by),
+            ConversationMsg::Cancel { job, by } => self.on_cancel(&me, st, &job, by),
+            ConversationMsg::Changed { job, text } => self.on_changed(&me, st, &job, text),
+            ConversationMsg::HandOver => self.on_hand_over(&me, st),
+            ConversationMsg::HandedOver { job } => self.on_handed_over(&me, st, &job),
+            ConversationMsg::Ready => self.begin_next(&me, st),
             ConversationMsg::Remembered(exchanges) => self.on_remembered(&me, st, exchanges),
             ConversationMsg::Event { run, event } => self.on_event(&me, st, run, event),
             ConversationMsg::Closed { run } => self.on_closed(&me, st, run),
@@ -181,30 +204,6 @@ impl<J: Journal> Conversation<J> {
         }
     }
 
-    /// Cancelling what is being cancelled, or has ended, changes nothing.
-    fn on_cancel(&self, me: &ActorRef<ConversationMsg>, st: &mut State, job: Option<&JobId>, by: &RequesterId) {
-        let meant = |other: &JobId| job.is_none_or(|job| job == other);
-        let (cancelled, kept) = std::mem::take(&mut st.waiting).into_iter().partition(|hearing| meant(&hearing.job));
-        st.waiting = kept;
-        let cancelled: VecDeque<Box<Hearing>> = cancelled;
-        for hearing in cancelled {
-            let stranger = Some(by).filter(|by| **by != hearing.inbound.requester);
-            let ended = Ended::unrun(hearing.job.clone(), hearing.agent.name().to_owned(), hearing.heard_at);
-            self.settle(me, st, ended.with(ending::cancelled_before_start(stranger), self.world.now()));
-        }
-        if let Doing::Run(run) = &mut st.doing
-            && meant(&run.hearing.job)
-            && run.cancelled_by.is_none()
-        {
-            run.cancelled_by = Some(by.clone());
-            // The token before the withdrawal: a runner sees only the token.
-            run.cancel.cancel();
-            self.pool.withdraw(&run.hearing.job);
-            self.progress(&run.hearing.job, Progress::Cancelling);
-            run.watch(me, CANCEL_PATIENCE);
-        }
-    }
-
     fn on_event(&self, me: &ActorRef<ConversationMsg>, st: &mut State, number: u64, event: JobEvent) {
         let Doing::Run(run) = &mut st.doing else { return };
         if run.run != number {
@@ -224,6 +223,10 @@ impl<J: Journal> Conversation<J> {
             }
             JobEvent::Started { receipt } => {
                 run.phase = Phase::Running { since: Instant::now(), receipt };
+                if run.cause.is_none() && run.cancel.is_cancelled() {
+                    // The ticket was to be taken back, and the agent was faster.
+                    run.cause = Some(if run.handing_over { Cause::Stopping } else { Cause::Edited });
+                }
                 run.watch_unless_cancelled(me, run.spec.run_timeout + GRACE);
                 let text = format!("{} is starting", run.hearing.agent.name());
                 self.progress(&run.hearing.job, Progress::Working { text });
@@ -234,13 +237,22 @@ impl<J: Journal> Conversation<J> {
                 }
             }
             JobEvent::Finished(report) => {
-                let report = ending::ran(run.ended(), *report, run.spec.run_timeout, self.world.now());
+                let mut report = ending::ran(run.ended(), *report, run.spec.run_timeout, self.world.now());
+                let requester = &run.hearing.inbound.requester;
+                ending::explain_cancelled(&mut report.outcome, run.cause.as_ref(), requester);
                 self.end_run(me, st, report);
             }
+            // Against the contract; what the agent did is then not known.
+            JobEvent::NotStarted(_) if !run.is_before_start() => {
+                let outcome = ending::interrupted(&run.hearing.job, true);
+                self.end_run_with(me, st, outcome);
+            }
             JobEvent::NotStarted(why) => {
-                let outcome = match (why, &run.cancelled_by) {
-                    // Against the contract; what the agent did is then not known.
-                    (_, _) if matches!(run.phase, Phase::Running { .. }) => ending::interrupted(&run.hearing.job, true),
+                if self.took_back(me, st) {
+                    return;
+                }
+                let Doing::Run(run) = &st.doing else { return };
+                let outcome = match (why, &run.cause) {
                     (NotStarted::Cancelled, Some(_)) => run.cancelled_before_start(),
                     (why, _) => ending::not_started(&run.hearing.job, why, self.settings.queue_timeout),
                 };
@@ -254,7 +266,11 @@ impl<J: Journal> Conversation<J> {
         if run.run != number {
             return;
         }
-        let outcome = match (&run.phase, &run.cancelled_by) {
+        if run.is_before_start() && self.took_back(me, st) {
+            return;
+        }
+        let Doing::Run(run) = &mut st.doing else { return };
+        let outcome = match (&run.phase, &run.cause) {
             (Phase::Running { .. }, _) => ending::interrupted(&run.hearing.job, true),
             (Phase::Waiting | Phase::Checking, Some(_)) => run.cancelled_before_start(),
             (Phase::Waiting | Phase::Checking, None) if run.reasks < MAX_REASKS => {
@@ -275,7 +291,7 @@ impl<J: Journal> Conversation<J> {
         if run.run != number || run.phases != phase {
             return;
         }
-        let cancelled = run.cancelled_by.is_some();
+        let cancelled = run.cause.is_some();
         tracing::error!(job = %run.hearing.job, cancelled, "nobody reported on the job in time: giving it up");
         run.cancel.cancel();
         self.pool.withdraw(&run.hearing.job);
@@ -319,27 +335,27 @@ impl<J: Journal> Conversation<J> {
     /// Starts on the next message, if nothing is being done and the history is there.
     fn begin_next(&self, me: &ActorRef<ConversationMsg>, st: &mut State) {
         let (Doing::Idle, Some(history)) = (&st.doing, &st.history) else { return };
-        let Some(hearing) = st.waiting.pop_front() else {
-            let seen = st.seen;
-            let timer = me.send_after(IDLE_AFTER, move || ConversationMsg::Quiet { seen });
-            st.quiet = Some(AbortOnDropHandle::new(timer));
-            return;
+        let hearing = match merge::next(&mut st.waiting, self.settings.debounce, Instant::now()) {
+            merge::Next::Nothing => {
+                let seen = st.seen;
+                let timer = me.send_after(IDLE_AFTER, move || ConversationMsg::Quiet { seen });
+                st.quiet = Some(AbortOnDropHandle::new(timer));
+                return;
+            }
+            merge::Next::Wait(time) => {
+                st.gathering = Some(AbortOnDropHandle::new(me.send_after(time, || ConversationMsg::Ready)));
+                return;
+            }
+            merge::Next::Begin { hearing, merged } => {
+                for other in merged {
+                    let ended = Ended::unrun(other.job, other.agent.name().to_owned(), other.heard_at);
+                    let report = ended.with(ending::merged(&hearing.job), self.world.now());
+                    Self::settle_beside(&self.journal, &self.debts, me, &mut st.settling, report);
+                }
+                hearing
+            }
         };
-        let Inbound { requester, channel, conversation, text, timeout, .. } = &hearing.inbound;
-        let prompt = match hearing.agent {
-            // Its prompt is a script, in which talk has no place.
-            AgentKind::Shell => text.clone(),
-            AgentKind::Amp | AgentKind::Claude => history.prompt(&hearing.job, requester, text),
-        };
-        let spec = Arc::new(JobSpec {
-            job: hearing.job.clone(),
-            requester: requester.clone(),
-            channel: channel.clone(),
-            conversation: conversation.clone(),
-            agent: hearing.agent.name().to_owned(),
-            prompt,
-            run_timeout: timeout.unwrap_or(self.settings.run_timeout).min(MAX_RUN_TIMEOUT),
-        });
+        let spec = Arc::new(self.spec(&hearing, history));
         st.runs += 1;
         let asked_at = Instant::now();
         let cancel = CancellationToken::new();
@@ -354,11 +370,32 @@ impl<J: Journal> Conversation<J> {
             granted_at: None,
             reasks: 0,
             cancel,
-            cancelled_by: None,
+            cause: None,
+            new_text: None,
+            handing_over: false,
             watchdog: None,
         });
         run.watch(me, run.queue_patience(&self.settings));
         st.doing = Doing::Run(run);
+    }
+
+    fn spec(&self, hearing: &Hearing, history: &History) -> JobSpec {
+        let Inbound { requester, channel, conversation, timeout, .. } = &hearing.inbound;
+        let text = merge::whole_text(hearing);
+        let prompt = match hearing.agent {
+            // Its prompt is a script, in which talk has no place.
+            AgentKind::Shell => text,
+            AgentKind::Amp | AgentKind::Claude => history.prompt(&hearing.job, requester, &text),
+        };
+        JobSpec {
+            job: hearing.job.clone(),
+            requester: requester.clone(),
+            channel: channel.clone(),
+            conversation: conversation.clone(),
+            agent: hearing.agent.name().to_owned(),
+            prompt,
+            run_timeout: timeout.unwrap_or(self.settings.run_timeout).min(MAX_RUN_TIMEOUT),
+        }
     }
 
     fn ask_again(&self, me: &ActorRef<ConversationMsg>, run: &mut Run, number: u64) {
@@ -430,21 +467,32 @@ impl<J: Journal> Conversation<J> {
 
     fn end_run(&self, me: &ActorRef<ConversationMsg>, st: &mut State, report: JobReport) {
         if let Doing::Run(run) = std::mem::replace(&mut st.doing, Doing::Idle) {
+            let message = merge::whole_text(&run.hearing);
             let Hearing { job, inbound, .. } = *run.hearing;
-            st.doing = Doing::Ending { job, requester: inbound.requester, message: inbound.text };
+            st.doing = Doing::Ending { job, requester: inbound.requester, message };
         }
         self.settle(me, st, report);
     }
 
     /// Records the outcome; it is told when the journal has it.
     fn settle(&self, me: &ActorRef<ConversationMsg>, st: &mut State, report: JobReport) {
-        let (journal, debts, me, job) = (self.journal.clone(), self.debts.clone(), me.clone(), report.job.clone());
+        Self::settle_beside(&self.journal, &self.debts, me, &mut st.settling, report);
+    }
+
+    fn settle_beside(
+        journal: &J,
+        debts: &Debts,
+        me: &ActorRef<ConversationMsg>,
+        settling: &mut BTreeMap<JobId, AbortOnDropHandle<()>>,
+        report: JobReport,
+    ) {
+        let (journal, debts, me, job) = (journal.clone(), debts.clone(), me.clone(), report.job.clone());
         let spare = JobReport { files: Vec::new(), ..report.clone() };
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let settled = AssertUnwindSafe(ending::settle(&journal, &debts, report)).catch_unwind().await;
             let _ = me.cast(ConversationMsg::Settled(Box::new(settled.unwrap_or(spare))));
         }));
-        st.settling.insert(job, task);
+        settling.insert(job, task);
     }
 
     fn remember(&self, me: &ActorRef<ConversationMsg>) -> AbortOnDropHandle<()> {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
-use super::debts::Debts;
+use super::debts::{Debts, Unrecorded};
+use super::visible::Place;
 use crate::agent::{AgentResult, Details};
 use crate::job::{FailReason, JobId, JobReport, Outcome, RefuseReason, RequesterId, Timings};
 use crate::journal::{Journal, JournalError};
@@ -159,7 +160,9 @@ pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
                 humantime::format_duration(waited)
             ),
         ),
-        NotStarted::Cancelled => cancelled_before_start(None),
+        NotStarted::Cancelled => {
+            Outcome::Cancelled { message: "Cancelled before the agent started; nothing was run.".into() }
+        }
         NotStarted::Draining => Outcome::Refused {
             reason: RefuseReason::Draining,
             message: "janebot is stopping and the agent was not started: send this again in a minute.".into(),
@@ -187,10 +190,79 @@ pub fn no_runner(job: &JobId, message: &str) -> Outcome {
     )
 }
 
-/// `by` is named when it was somebody else than the requester.
-pub fn cancelled_before_start(by: Option<&RequesterId>) -> Outcome {
-    let by = by.map(|by| format!(" by {by}")).unwrap_or_default();
-    Outcome::Cancelled { message: format!("Cancelled{by} before the agent started; nothing was run.") }
+/// Why a job is being stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Wish(RequesterId),
+    /// Its message was deleted.
+    Deleted,
+    /// Its message got another text when the agent had started.
+    Edited,
+    /// The process ends, and the agent started in the moment in which its job was to be left to the next one.
+    Stopping,
+}
+
+impl Cause {
+    /// Why, for whoever asked; nothing when that was the requester's own wish.
+    fn words(&self, requester: &RequesterId) -> String {
+        match self {
+            Self::Wish(by) if by == requester => String::new(),
+            Self::Wish(by) => format!(" by {by}"),
+            Self::Deleted => " because the message was deleted".into(),
+            Self::Edited => " because the message was edited".into(),
+            Self::Stopping => " because janebot is stopping".into(),
+        }
+    }
+}
+
+/// Stopped before anything was done.
+pub fn cancelled_before_start(cause: Option<&Cause>, requester: &RequesterId) -> Outcome {
+    let why = cause.map(|cause| cause.words(requester)).unwrap_or_default();
+    Outcome::Cancelled { message: format!("Cancelled{why} before the agent started; nothing was run.") }
+}
+
+/// Says in a cancelled run's outcome what it was stopped for, where that was not the requester's own wish.
+pub fn explain_cancelled(outcome: &mut Outcome, cause: Option<&Cause>, requester: &RequesterId) {
+    let (Outcome::Cancelled { message }, Some(cause)) = (outcome, cause) else { return };
+    if let Some(verified) = message.strip_prefix("Cancelled:") {
+        *message = format!("Cancelled{}:{verified}", cause.words(requester));
+    }
+    match cause {
+        Cause::Wish(_) | Cause::Deleted => {}
+        Cause::Edited => message.push_str(" The new text was not run: send it as a message if you still want it."),
+        Cause::Stopping => message.push_str(" Look at what it did outside its machine before you send this again."),
+    }
+}
+
+/// Its text is part of another job's prompt.
+pub fn merged(into: &JobId) -> Outcome {
+    Outcome::Merged {
+        into: into.clone(),
+        message: format!("Answered together with the message before it (job {into})."),
+    }
+}
+
+/// Nobody ended it in time, which nobody should see.
+pub fn overdue(job: &JobId, started: bool) -> Outcome {
+    let what = if started {
+        "What the agent did is not known: look before you send this again"
+    } else {
+        "The agent never started: send this again"
+    };
+    failed(
+        FailReason::Overdue,
+        format!("janebot lost track of this job and gave it up at its deadline. {what} (job {job})."),
+    )
+}
+
+/// It had waited for a day or more when a process came that could run it.
+pub fn stale(job: &JobId) -> Outcome {
+    failed(
+        FailReason::Overdue,
+        format!(
+            "janebot was stopped for so long that this was not run: send it again if you still want it (job {job})."
+        ),
+    )
 }
 
 /// The service lost the job's actor or was stopped.
@@ -244,7 +316,8 @@ pub fn not_recorded(job: &JobId, error: &JournalError) -> Outcome {
 /// Writes the outcome to the journal. An outcome that was recorded before wins over this one. When the journal fails,
 /// the report says so, and the outcome is kept in `debts` to be recorded later: the user is answered all the same.
 pub async fn settle<J: Journal>(journal: &J, debts: &Debts, mut report: JobReport) -> JobReport {
-    let problem = match record(journal, &report).await {
+    let place = debts.place(&report.job);
+    let problem = match record(journal, &report, place.as_ref()).await {
         Ok(true) => return report,
         Ok(false) => {
             adopt_recorded(journal, &mut report).await;
@@ -253,17 +326,28 @@ pub async fn settle<J: Journal>(journal: &J, debts: &Debts, mut report: JobRepor
         Err(problem) => problem,
     };
     tracing::error!(job = %report.job, problem, "an outcome could not be recorded: trying again later");
-    debts.keep_unrecorded(&report);
+    debts.keep_unrecorded(&report, place);
     report.notes.push(format!(
         "This outcome could not be recorded yet ({problem}). Should janebot stop before it is, it will call the job interrupted."
     ));
     report
 }
 
-/// Writes the outcome to the journal, if nobody did before.
-async fn record<J: Journal>(journal: &J, report: &JobReport) -> Result<bool, String> {
-    let end = journal.end(&report.job, &report.outcome, &report.timings, report.receipt.as_ref(), report.ended_at);
-    match timeout(JOURNAL_PATIENCE, end).await {
+/// Writes the outcome to the journal, with what is to be seen of it, if nobody did before.
+pub async fn record<J: Journal>(journal: &J, report: &JobReport, place: Option<&Place>) -> Result<bool, String> {
+    let effects = place.map(|place| place.ended(report)).unwrap_or_default();
+    let write = async {
+        // A file's content comes before the row that names it; without that row it is dropped at the next start.
+        for (effect, content) in &effects {
+            if let Some(content) = content {
+                journal.keep_file(&effect.key, content).await?;
+            }
+        }
+        let effects: Vec<_> = effects.iter().map(|(effect, _)| effect.clone()).collect();
+        let (receipt, at) = (report.receipt.as_ref(), report.ended_at);
+        journal.end_with(&report.job, &report.outcome, &report.timings, receipt, at, &effects).await
+    };
+    match timeout(JOURNAL_PATIENCE, write).await {
         Ok(Ok(first)) => Ok(first),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the journal does not answer".into()),
@@ -272,9 +356,14 @@ async fn record<J: Journal>(journal: &J, report: &JobReport) -> Result<bool, Str
 
 /// Tries once more to record what could not be recorded. Stops at the first that the journal still does not take.
 pub async fn record_late<J: Journal>(journal: &J, debts: &Debts) {
-    for report in debts.unrecorded() {
-        match record(journal, &report).await {
-            Ok(_) => debts.forget_unrecorded(&report.job),
+    for Unrecorded { report, place } in debts.unrecorded() {
+        match record(journal, &report, place.as_ref()).await {
+            Ok(_) => {
+                debts.forget_unrecorded(&report.job);
+                if let Some(place) = place {
+                    debts.kick(&place.conversation);
+                }
+            }
             // A job that the journal never took has no row that could stay open.
             Err(_) if matches!(timeout(JOURNAL_PATIENCE, journal.job(&report.job)).await, Ok(Ok(None))) => {
                 debts.forget_unrecorded(&report.job);

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use ractor::rpc::CallResult;
 use ractor::{ActorRef, MessagingErr, RpcReplyPort};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::debts::Debts;
 use super::ending::Ended;
+use super::recovery::Left;
+use super::stop::Stopping;
 use super::{DeskMsg, DeskStatus, Hearing, Target};
-use crate::chat::Inbound;
+use crate::chat::{Change, Inbound};
 use crate::config::AgentKind;
 use crate::job::{Outcome, RefuseReason, RequesterId};
 use crate::supervise::current::Follower;
@@ -41,13 +44,58 @@ impl DeskHandle {
     /// Hands in a message, which from then on is owed an outcome. Waits while the desk is being restarted; when it has
     /// stopped for good, the message is refused.
     pub async fn send(&self, inbound: Inbound) {
+        self.hand_in(self.hearing(inbound)).await;
+    }
+
+    /// Hands in a message of a chat that the outbox writes to, and waits until it is in the journal: as a job, or as
+    /// refused. Only then may the platform be told that it need not deliver the message again. Whether it is; if not,
+    /// it is to be handed in again, which does nothing when it was recorded after all.
+    pub async fn hear(&self, inbound: Inbound) -> bool {
+        let (heard, is_heard) = oneshot::channel();
+        self.hand_in(Hearing { heard: Some(heard), ..self.hearing(inbound) }).await;
+        is_heard.await.is_ok()
+    }
+
+    /// Says that a message was edited or deleted. One that is not open any more is left as it is.
+    pub async fn change(&self, change: Change) {
         let mut current = self.current.clone();
-        let mut hearing = Box::new(Hearing {
+        let mut message = DeskMsg::Changed(change);
+        loop {
+            let desk = current.see();
+            if let Some(desk) = desk {
+                match desk.cast(message) {
+                    Err(MessagingErr::SendErr(back)) => message = back,
+                    Ok(()) | Err(_) => return,
+                }
+            }
+            if current.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Hands in what an earlier process left, in its order.
+    pub async fn resume(&self, left: Vec<Left>) {
+        for left in left {
+            self.hand_in(Hearing::left(left, self.default_agent)).await;
+        }
+    }
+
+    fn hearing(&self, inbound: Inbound) -> Hearing {
+        Hearing {
             job: self.world.job_id(),
             inbound,
             heard_at: Instant::now(),
             agent: self.default_agent,
-        });
+            heard: None,
+            is_recorded: false,
+            parts: Vec::new(),
+        }
+    }
+
+    async fn hand_in(&self, hearing: Hearing) {
+        let mut current = self.current.clone();
+        let mut hearing = Box::new(hearing);
         loop {
             let desk = current.see();
             if let Some(desk) = desk {
@@ -71,7 +119,7 @@ impl DeskHandle {
     }
 
     /// Asks jobs to stop. Returns how many are meant, or `None` when the desk does not answer.
-    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<usize> {
+    pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<Stopping> {
         self.ask(|reply| DeskMsg::Cancel { target, by, reply }, PATIENCE).await
     }
 
@@ -99,6 +147,10 @@ impl DeskHandle {
     }
 
     fn refuse_stopped(&self, hearing: &Hearing) {
+        // Not recorded, so the platform delivers it again, to the next process.
+        if hearing.is_for_outbox() {
+            return;
+        }
         let outcome = Outcome::Refused {
             reason: RefuseReason::Draining,
             message: "janebot has stopped and takes nothing new: send this again in a minute.".into(),

@@ -37,6 +37,7 @@ impl Exchange {
             Outcome::Failed { message, .. } => format!("[no answer: {}]", shorten(message)),
             Outcome::Refused { message, .. } => format!("[not run: {}]", shorten(message)),
             Outcome::Cancelled { .. } => "[cancelled]".to_owned(),
+            Outcome::Merged { .. } => "[answered together with the message before it]".to_owned(),
         };
         Self { requester, message: shorten(message), answer }
     }

@@ -5,10 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::admission::MAX_OPEN_IN_CONVERSATION;
+use super::debts::{Debts, Teller};
 use super::ending;
 use crate::chat::text::one_line;
-use crate::job::{ChannelId, ConversationId, JobId, Outcome, RequesterId, Timings};
-use crate::journal::{self, JobRow, JobState, Journal};
+use crate::job::{ChannelId, ConversationId, JobId, JobReport, Outcome, RequesterId, Timings};
+use crate::journal::{self, JobRow, JobState, Journal, JournalError};
 use crate::world::World;
 
 /// Characters of a message that are quoted so that its writer knows it again.
@@ -29,27 +31,98 @@ pub struct Interrupted {
     pub message: String,
 }
 
-/// Ends all open jobs of the journal as interrupted, oldest first. To be called before anything new is accepted.
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Ended as interrupted, with nobody left but the next person at the terminal to tell it to. Oldest first.
+    pub interrupted: Vec<Interrupted>,
+    /// Not started, and to be run by this process. Oldest first.
+    pub accepted: Vec<Left>,
+}
+
+/// A job that waits to be run.
+#[derive(Debug)]
+pub struct Left {
+    pub row: JobRow,
+    /// Texts of later messages that were merged into it.
+    pub parts: Vec<String>,
+}
+
+/// A job that waited so long for a process is not run any more: whoever asked does not expect it now.
+const MAX_STALE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Looks through the open jobs of the journal. What ran is interrupted; what waits in a chat is to be run, what waits at
+/// a terminal is interrupted, since that has gone with its process. Jobs of chats that this process does not serve are
+/// left to one that does. To be called before anything new is accepted.
 ///
 /// # Errors
 /// When the journal can't be read or written. What was ended until then stays ended.
-pub async fn recover<J: Journal>(journal: &J, world: &World) -> journal::Result<Vec<Interrupted>> {
-    let mut ended = Vec::new();
+pub async fn recover<J: Journal>(journal: &J, world: &World, debts: &Debts) -> journal::Result<Recovered> {
+    let mut found = Recovered::default();
+    journal.drop_stray_files().await?;
     for row in journal.open_jobs().await? {
         let now = world.now();
         let started = match row.state {
             JobState::Accepted => false,
             JobState::Running | JobState::Ended => true,
         };
-        let outcome: Outcome = ending::interrupted(&row.job, started);
-        let total_ms = ending::millis(age(row.accepted_at, now));
-        let timings = Timings { total_ms, ..Timings::default() };
-        if journal.end(&row.job, &outcome, &timings, row.receipt.as_ref(), now).await? {
-            tracing::info!(job = %row.job, started, "a job was interrupted when janebot stopped");
-            ended.push(interrupted(row, started, now));
+        let is_stale = age(row.accepted_at, now) > MAX_STALE;
+        match debts.teller(&row) {
+            Teller::Elsewhere => {}
+            Teller::Outbox(_) if !started && !is_stale => {
+                // The time that nobody was there does not count.
+                let allowed = row.deadline.map(|deadline| age(row.accepted_at, deadline)).unwrap_or_default();
+                let allowed = jiff::SignedDuration::try_from(allowed.max(LEAST_DEADLINE)).unwrap_or_default();
+                journal.extend(&row.job, now + allowed).await?;
+                let parts = merged_into(journal, &row).await?;
+                tracing::info!(job = %row.job, "a job that had not started is queued again");
+                found.accepted.push(Left { row, parts });
+            }
+            Teller::Outbox(place) => {
+                let outcome = if started { ending::interrupted(&row.job, true) } else { ending::stale(&row.job) };
+                let report = report(&row, outcome, now);
+                tracing::info!(job = %row.job, started, "a job was interrupted when janebot stopped");
+                ending::record(journal, &report, Some(&place))
+                    .await
+                    .map_err(|message| JournalError::Failed { message })?;
+            }
+            Teller::Direct => {
+                let outcome = ending::interrupted(&row.job, started);
+                let report = report(&row, outcome, now);
+                let receipt = report.receipt.as_ref();
+                if journal.end(&row.job, &report.outcome, &report.timings, receipt, now).await? {
+                    tracing::info!(job = %row.job, started, "a job was interrupted when janebot stopped");
+                    found.interrupted.push(interrupted(row, started, now));
+                }
+            }
         }
     }
-    Ok(ended)
+    Ok(found)
+}
+
+/// What a job gets at least when it is queued again.
+const LEAST_DEADLINE: Duration = Duration::from_secs(60 * 60);
+
+/// The report of a job whose process has gone.
+pub(super) fn report(row: &JobRow, outcome: Outcome, now: Timestamp) -> JobReport {
+    let total_ms = ending::millis(age(row.accepted_at, now));
+    JobReport {
+        job: row.job.clone(),
+        outcome,
+        agent: row.agent.clone(),
+        timings: Timings { total_ms, ..Timings::default() },
+        receipt: row.receipt.clone(),
+        usage: None,
+        files: Vec::new(),
+        notes: Vec::new(),
+        ended_at: now,
+    }
+}
+
+async fn merged_into<J: Journal>(journal: &J, lead: &JobRow) -> journal::Result<Vec<String>> {
+    let rows = journal.conversation_jobs(&lead.conversation, 2 * MAX_OPEN_IN_CONVERSATION as u32).await?;
+    let is_part = |row: &JobRow| matches!(&row.outcome, Some(Outcome::Merged { into, .. }) if *into == lead.job);
+    Ok(rows.into_iter().rev().filter(is_part).map(|row| row.prompt).collect())
 }
 
 fn interrupted(row: JobRow, started: bool, now: Timestamp) -> Interrupted {

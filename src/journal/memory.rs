@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::outgoing::{Delivery, Effect, Outgoing, OutgoingRow, OutgoingState};
 use super::refusal::{self, refused};
 use super::search::{LeaseRow, Wanted};
 use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
-use crate::job::{JobId, Outcome, Timings};
+use crate::job::{ConversationId, JobId, Outcome, Timings};
 use crate::pool::receipt::Receipt;
 
 /// The calls of [`Journal`], for faults.
@@ -20,14 +22,26 @@ use crate::pool::receipt::Receipt;
 pub enum Call {
     DeploymentId,
     Accept,
+    Revise,
+    Extend,
     Lease,
     Unlease,
     End,
     Job,
     OpenJobs,
+    OverdueJobs,
     RecentJobs,
     FindJobs,
     Leases,
+    Put,
+    Trying,
+    Delivered,
+    OpenEffects,
+    Effect,
+    JobEffects,
+    KeepFile,
+    File,
+    DropStrayFiles,
     Runner,
     Built,
     Clean,
@@ -62,6 +76,9 @@ struct Tables {
     forgotten: BTreeSet<String>,
     leases: Vec<(JobId, LeaseRow)>,
     quarantines: Vec<(String, String, Timestamp)>,
+    /// In the order of recording.
+    outgoing: Vec<OutgoingRow>,
+    files: BTreeMap<String, Bytes>,
 }
 
 impl fmt::Debug for MemoryJournal {
@@ -127,9 +144,9 @@ impl Tables {
         if self.forgotten.contains(runner) { None } else { self.runners.get_mut(runner) }
     }
 
-    fn accept(&mut self, row: &JobRow) -> Result<Accepted> {
+    fn accept(&mut self, row: &JobRow, effects: &[Outgoing]) -> Result<Accepted> {
         let what = format!("job {}", row.job);
-        if row.state != JobState::Accepted {
+        if !row.is_new() {
             return Err(refused(refusal::NOT_NEW, &what));
         }
         if let Some(known) = self.by_message.get(&row.message_key) {
@@ -140,17 +157,60 @@ impl Tables {
         }
         self.by_message.insert(row.message_key.clone(), self.jobs.len());
         self.by_id.insert(row.job.clone(), self.jobs.len());
-        let fresh = JobRow {
-            runner: None,
-            started_at: None,
-            ended_at: None,
-            outcome: None,
-            timings: None,
-            receipt: None,
-            ..row.clone()
-        };
+        self.put(effects, row.ended_at.unwrap_or(row.accepted_at));
+        let fresh = JobRow { runner: None, started_at: None, receipt: None, ..row.clone() };
         self.jobs.push(fresh);
         Ok(Accepted::New)
+    }
+
+    fn put(&mut self, effects: &[Outgoing], at: Timestamp) {
+        for effect in effects {
+            let tried = u32::from(effect.effect.is_replaceable());
+            match self.outgoing.iter_mut().find(|row| row.outgoing.key == effect.key) {
+                None => self.outgoing.push(OutgoingRow {
+                    seq: self.outgoing.len() as u64 + 1,
+                    outgoing: effect.clone(),
+                    state: OutgoingState::Open,
+                    tried,
+                    message: None,
+                    why: None,
+                    put_at: at,
+                    done_at: None,
+                }),
+                Some(row) if row.outgoing.effect.is_replaceable() => {
+                    row.outgoing.effect = effect.effect.clone();
+                    row.state = OutgoingState::Open;
+                    row.tried += tried;
+                    (row.why, row.done_at) = (None, None);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn effect(&mut self, key: &str) -> Result<&mut OutgoingRow> {
+        let row = self.outgoing.iter_mut().find(|row| row.outgoing.key == key);
+        row.ok_or_else(|| refused(refusal::NO_SUCH_EFFECT, &format!("effect {key}")))
+    }
+
+    fn delivered(&mut self, key: &str, effect: &Effect, delivery: &Delivery, at: Timestamp) -> Result<()> {
+        let row = self.effect(key)?;
+        if let Delivery::Sent { message: Some(message) } = delivery {
+            row.message = Some(message.clone());
+        }
+        if row.outgoing.effect.is_replaceable() != effect.is_replaceable() || row.state != OutgoingState::Open {
+            return Ok(());
+        }
+        row.done_at = Some(at);
+        match delivery {
+            Delivery::Sent { .. } => row.state = OutgoingState::Sent,
+            Delivery::GivenUp { why } => {
+                row.state = OutgoingState::GivenUp;
+                row.why = Some(why.clone());
+            }
+        }
+        self.files.remove(key);
+        Ok(())
     }
 
     fn lease(&mut self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> Result<()> {
@@ -210,8 +270,29 @@ impl Journal for MemoryJournal {
         self.call(Call::DeploymentId, |_| Ok(Self::DEPLOYMENT_ID.to_owned()))
     }
 
-    async fn accept(&self, row: &JobRow) -> Result<Accepted> {
-        self.call(Call::Accept, |tables| tables.accept(row))
+    async fn accept_with(&self, row: &JobRow, effects: &[Outgoing]) -> Result<Accepted> {
+        self.call(Call::Accept, |tables| tables.accept(row, effects))
+    }
+
+    async fn revise(&self, job: &JobId, prompt: &str) -> Result<bool> {
+        self.call(Call::Revise, |tables| {
+            let row = tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
+            if row.state != JobState::Accepted {
+                return Ok(false);
+            }
+            prompt.clone_into(&mut row.prompt);
+            Ok(true)
+        })
+    }
+
+    async fn extend(&self, job: &JobId, deadline: Timestamp) -> Result<()> {
+        self.call(Call::Extend, |tables| {
+            let row = tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
+            if row.state != JobState::Ended {
+                row.deadline = Some(deadline);
+            }
+            Ok(())
+        })
     }
 
     async fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> Result<()> {
@@ -230,13 +311,14 @@ impl Journal for MemoryJournal {
         })
     }
 
-    async fn end(
+    async fn end_with(
         &self,
         job: &JobId,
         outcome: &Outcome,
         timings: &Timings,
         receipt: Option<&Receipt>,
         at: Timestamp,
+        effects: &[Outgoing],
     ) -> Result<bool> {
         self.call(Call::End, |tables| {
             let row = tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
@@ -248,6 +330,7 @@ impl Journal for MemoryJournal {
             row.timings = Some(*timings);
             row.receipt = receipt.cloned();
             row.ended_at = Some(at);
+            tables.put(effects, at);
             Ok(true)
         })
     }
@@ -259,6 +342,12 @@ impl Journal for MemoryJournal {
     async fn open_jobs(&self) -> Result<Vec<JobRow>> {
         let is_open = |row: &&JobRow| row.state != JobState::Ended;
         self.call(Call::OpenJobs, |tables| Ok(tables.jobs.iter().filter(is_open).cloned().collect()))
+    }
+
+    async fn overdue_jobs(&self, now: Timestamp) -> Result<Vec<JobRow>> {
+        let is_overdue =
+            |row: &&JobRow| row.state != JobState::Ended && row.deadline.is_some_and(|deadline| deadline < now);
+        self.call(Call::OverdueJobs, |tables| Ok(tables.jobs.iter().filter(is_overdue).cloned().collect()))
     }
 
     async fn recent_jobs(&self, limit: u32) -> Result<Vec<JobRow>> {
@@ -275,6 +364,62 @@ impl Journal for MemoryJournal {
     async fn leases(&self, job: &JobId) -> Result<Vec<LeaseRow>> {
         self.call(Call::Leases, |tables| {
             Ok(tables.leases.iter().filter(|(leased, _)| leased == job).map(|(_, lease)| lease.clone()).collect())
+        })
+    }
+
+    async fn put(&self, effects: &[Outgoing], at: Timestamp) -> Result<()> {
+        self.call(Call::Put, |tables| {
+            tables.put(effects, at);
+            Ok(())
+        })
+    }
+
+    async fn trying(&self, key: &str) -> Result<()> {
+        self.call(Call::Trying, |tables| {
+            tables.effect(key)?.tried += 1;
+            Ok(())
+        })
+    }
+
+    async fn delivered(&self, key: &str, effect: &Effect, delivery: &Delivery, at: Timestamp) -> Result<()> {
+        self.call(Call::Delivered, |tables| tables.delivered(key, effect, delivery, at))
+    }
+
+    async fn open_effects(&self, conversation: Option<&ConversationId>) -> Result<Vec<OutgoingRow>> {
+        let is_meant = |row: &&OutgoingRow| {
+            row.state == OutgoingState::Open
+                && !row.outgoing.effect.is_replaceable()
+                && conversation.is_none_or(|id| row.outgoing.conversation == *id)
+        };
+        self.call(Call::OpenEffects, |tables| Ok(tables.outgoing.iter().filter(is_meant).cloned().collect()))
+    }
+
+    async fn effect(&self, key: &str) -> Result<Option<OutgoingRow>> {
+        self.call(Call::Effect, |tables| Ok(tables.effect(key).ok().cloned()))
+    }
+
+    async fn job_effects(&self, job: &JobId) -> Result<Vec<OutgoingRow>> {
+        let is_of_job = |row: &&OutgoingRow| row.outgoing.job == *job;
+        self.call(Call::JobEffects, |tables| Ok(tables.outgoing.iter().filter(is_of_job).cloned().collect()))
+    }
+
+    async fn keep_file(&self, key: &str, bytes: &Bytes) -> Result<()> {
+        self.call(Call::KeepFile, |tables| {
+            tables.files.insert(key.to_owned(), bytes.clone());
+            Ok(())
+        })
+    }
+
+    async fn file(&self, key: &str) -> Result<Option<Bytes>> {
+        self.call(Call::File, |tables| Ok(tables.files.get(key).cloned()))
+    }
+
+    async fn drop_stray_files(&self) -> Result<()> {
+        self.call(Call::DropStrayFiles, |tables| {
+            let open = tables.outgoing.iter().filter(|row| row.state == OutgoingState::Open);
+            let open: BTreeSet<&str> = open.map(|row| row.outgoing.key.as_str()).collect();
+            tables.files.retain(|key, _| open.contains(key.as_str()));
+            Ok(())
         })
     }
 

@@ -10,8 +10,10 @@ pub(super) const NO_SUCH_RUNNER: &str = "no such runner";
 pub(super) const OLD_FENCE: &str = "the fence is not larger than the last one";
 pub(super) const FENCE_TOO_LARGE: &str = "the fence is larger than the journal can keep";
 pub(super) const OTHER_SPRITE: &str = "the receipt is of another sprite or checkpoint than the runner's";
-pub(super) const NOT_NEW: &str = "only a job in the state `accepted` can be recorded as new";
+pub(super) const NOT_NEW: &str = "only a job in the state `accepted`, or one that has ended, can be recorded as new";
 pub(super) const JOB_KNOWN: &str = "a job with this id is recorded already, for another message";
+
+pub(super) const NO_SUCH_EFFECT: &str = "no such effect";
 
 /// A refusal about `what`, as in `job 0a1b`.
 pub(super) fn refused(why: &str, what: &str) -> JournalError {

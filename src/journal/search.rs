@@ -36,10 +36,10 @@ pub enum Progress {
 }
 
 impl Progress {
-    const OUTCOMES: [&str; 4] = ["answered", "failed", "refused", "cancelled"];
+    const OUTCOMES: [&str; 5] = ["answered", "failed", "refused", "cancelled", "merged"];
 
     /// The words that [`Progress::named`] knows.
-    pub const WORDS: &str = "accepted, running, ended, answered, failed, refused, cancelled";
+    pub const WORDS: &str = "accepted, running, ended, answered, failed, refused, cancelled, merged";
 
     pub fn named(word: &str) -> Option<Self> {
         let state = [JobState::Accepted, JobState::Running, JobState::Ended].into_iter().find(|s| s.word() == word);

@@ -5,19 +5,22 @@
 //! process that has the journal open holds a lock beside it (`open`); a second one is told who that is.
 
 mod open;
+mod outbox;
 mod row;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::outgoing::{Delivery, Effect, Outgoing, OutgoingRow};
 use super::refusal::{self, refused};
 use super::search::{LeaseRow, Progress, Wanted, Which};
-use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
+use super::{Accepted, JobRow, Journal, JournalError, Result, RunnerRow};
 use crate::job::{ConversationId, JobId, Outcome, Timings};
 use crate::pool::receipt::Receipt;
 
@@ -98,6 +101,11 @@ impl SqliteJournal {
     }
 }
 
+/// A time that sorts as text: always with the same number of digits.
+fn sortable(at: &Timestamp) -> String {
+    format!("{at:.9}")
+}
+
 impl Journal for SqliteJournal {
     async fn deployment_id(&self) -> Result<String> {
         let row = self.row(sqlx::query("SELECT id FROM deployment")).await?;
@@ -105,14 +113,15 @@ impl Journal for SqliteJournal {
         row::text(&row, "id").map_err(|message| self.corrupt(message))
     }
 
-    async fn accept(&self, row: &JobRow) -> Result<Accepted> {
+    async fn accept_with(&self, row: &JobRow, effects: &[Outgoing]) -> Result<Accepted> {
         let what = format!("job {}", row.job);
-        if row.state != JobState::Accepted {
+        if !row.is_new() {
             return Err(refused(refusal::NOT_NEW, &what));
         }
         let insert = sqlx::query(
-            "INSERT INTO job (id, message_key, requester, channel, conversation, agent, prompt, state, accepted_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 'accepted', ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO job (id, message_key, requester, channel, conversation, agent, prompt, state, accepted_at,
+                              deadline, ended_at, outcome, timings, effects)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(row.job.as_str())
         .bind(&row.message_key)
@@ -121,7 +130,13 @@ impl Journal for SqliteJournal {
         .bind(row.conversation.as_str())
         .bind(&row.agent)
         .bind(&row.prompt)
-        .bind(row.accepted_at.to_string());
+        .bind(row.state.word())
+        .bind(row.accepted_at.to_string())
+        .bind(row.deadline.as_ref().map(sortable))
+        .bind(row.ended_at.map(|at| at.to_string()))
+        .bind(row.outcome.as_ref().map(row::json).transpose()?)
+        .bind(row.timings.as_ref().map(row::json).transpose()?)
+        .bind(outbox::several(effects)?);
         if self.write(insert).await? == 1 {
             return Ok(Accepted::New);
         }
@@ -132,6 +147,22 @@ impl Journal for SqliteJournal {
             }
             None => Err(refused(refusal::JOB_KNOWN, &what)),
         }
+    }
+
+    async fn revise(&self, job: &JobId, prompt: &str) -> Result<bool> {
+        let update = sqlx::query("UPDATE job SET prompt = ? WHERE id = ? AND state = 'accepted'");
+        if self.write(update.bind(prompt).bind(job.as_str())).await? == 1 {
+            return Ok(true);
+        }
+        if self.has_job(job).await? { Ok(false) } else { Err(refused(refusal::NO_SUCH_JOB, &format!("job {job}"))) }
+    }
+
+    async fn extend(&self, job: &JobId, deadline: Timestamp) -> Result<()> {
+        let update = sqlx::query("UPDATE job SET deadline = ? WHERE id = ? AND state <> 'ended'");
+        if self.write(update.bind(sortable(&deadline)).bind(job.as_str())).await? == 1 || self.has_job(job).await? {
+            return Ok(());
+        }
+        Err(refused(refusal::NO_SUCH_JOB, &format!("job {job}")))
     }
 
     async fn lease(&self, job: &JobId, runner: &str, fence: u64, canary: &str, at: Timestamp) -> Result<()> {
@@ -160,22 +191,24 @@ impl Journal for SqliteJournal {
         Err(refused(refusal::NO_SUCH_JOB, &format!("job {job}")))
     }
 
-    async fn end(
+    async fn end_with(
         &self,
         job: &JobId,
         outcome: &Outcome,
         timings: &Timings,
         receipt: Option<&Receipt>,
         at: Timestamp,
+        effects: &[Outgoing],
     ) -> Result<bool> {
         let update = sqlx::query(
-            "UPDATE job SET state = 'ended', outcome = ?, timings = ?, receipt = ?, ended_at = ?
+            "UPDATE job SET state = 'ended', outcome = ?, timings = ?, receipt = ?, ended_at = ?, effects = ?
              WHERE id = ? AND state <> 'ended'",
         )
         .bind(row::json(outcome)?)
         .bind(row::json(timings)?)
         .bind(receipt.map(row::json).transpose()?)
         .bind(at.to_string())
+        .bind(outbox::several(effects)?)
         .bind(job.as_str());
         if self.write(update).await? == 1 {
             return Ok(true);
@@ -190,6 +223,12 @@ impl Journal for SqliteJournal {
 
     async fn open_jobs(&self) -> Result<Vec<JobRow>> {
         let rows = self.rows(sqlx::query("SELECT * FROM job WHERE state <> 'ended' ORDER BY seq")).await?;
+        rows.iter().map(|row| self.job_row(row)).collect()
+    }
+
+    async fn overdue_jobs(&self, now: Timestamp) -> Result<Vec<JobRow>> {
+        let overdue = sqlx::query("SELECT * FROM job WHERE state <> 'ended' AND deadline < ? ORDER BY seq");
+        let rows = self.rows(overdue.bind(sortable(&now))).await?;
         rows.iter().map(|row| self.job_row(row)).collect()
     }
 
@@ -237,6 +276,42 @@ impl Journal for SqliteJournal {
         let leases = sqlx::query("SELECT runner, fence, leased_at FROM lease WHERE job = ? ORDER BY leased_at, fence");
         let rows = self.rows(leases.bind(job.as_str())).await?;
         rows.iter().map(|row| row::lease(row).map_err(|message| self.corrupt(message))).collect()
+    }
+
+    async fn put(&self, effects: &[Outgoing], at: Timestamp) -> Result<()> {
+        self.put_effects(effects, at).await
+    }
+
+    async fn trying(&self, key: &str) -> Result<()> {
+        self.note_try(key).await
+    }
+
+    async fn delivered(&self, key: &str, effect: &Effect, delivery: &Delivery, at: Timestamp) -> Result<()> {
+        self.note_delivery(key, effect, delivery, at).await
+    }
+
+    async fn open_effects(&self, conversation: Option<&ConversationId>) -> Result<Vec<OutgoingRow>> {
+        self.read_open_effects(conversation).await
+    }
+
+    async fn effect(&self, key: &str) -> Result<Option<OutgoingRow>> {
+        self.read_effect(key).await
+    }
+
+    async fn job_effects(&self, job: &JobId) -> Result<Vec<OutgoingRow>> {
+        self.read_job_effects(job).await
+    }
+
+    async fn keep_file(&self, key: &str, bytes: &Bytes) -> Result<()> {
+        self.write_file(key, bytes).await
+    }
+
+    async fn file(&self, key: &str) -> Result<Option<Bytes>> {
+        self.read_file(key).await
+    }
+
+    async fn drop_stray_files(&self) -> Result<()> {
+        self.delete_stray_files().await
     }
 
     async fn runner(&self, runner: &str) -> Result<Option<RunnerRow>> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::outgoing::{Effect, Mark, OutgoingRow, OutgoingState};
 use super::search::LeaseRow;
 use super::{JobRow, JobState};
 use crate::job::Outcome;
@@ -17,6 +18,8 @@ pub struct Story<'a> {
     pub job: &'a JobRow,
     /// Every runner that had it; all but the last gave it back before the agent started.
     pub leases: &'a [LeaseRow],
+    /// What was to be seen of it in its chat.
+    pub effects: &'a [OutgoingRow],
     pub events: Vec<Event>,
 }
 
@@ -28,7 +31,7 @@ pub struct Event {
 }
 
 impl<'a> Story<'a> {
-    pub fn of(job: &'a JobRow, leases: &'a [LeaseRow], now: Timestamp) -> Self {
+    pub fn of(job: &'a JobRow, leases: &'a [LeaseRow], effects: &'a [OutgoingRow], now: Timestamp) -> Self {
         let mut events = Vec::new();
         let mut tell = |at: Option<Timestamp>, what: String| events.push(Event { at, what });
         tell(
@@ -66,7 +69,10 @@ impl<'a> Story<'a> {
             tell(None, format!("its files were collected in {}", time(ms)));
         }
         tell(job.ended_at, end(job, leases, now));
-        Self { job, leases, events }
+        for effect in effects {
+            tell(effect.done_at, sent(effect, now));
+        }
+        Self { job, leases, effects, events }
     }
 }
 
@@ -88,6 +94,41 @@ fn told(outcome: &Outcome) -> String {
         Outcome::Failed { reason, message } => format!("failed ({}): {message}", reason.code()),
         Outcome::Refused { reason, message } => format!("refused ({}): {message}", reason.code()),
         Outcome::Cancelled { message } => format!("cancelled: {message}"),
+        Outcome::Merged { into, .. } => format!("became a part of job {into}, which has the answer"),
+    }
+}
+
+/// How far one effect came.
+fn sent(row: &OutgoingRow, now: Timestamp) -> String {
+    let what = match &row.outgoing.effect {
+        Effect::Post { text } => format!("a message of {} characters", text.chars().count()),
+        Effect::Progress { closing: true, .. } => "the last text of its progress".to_owned(),
+        Effect::Progress { closing: false, .. } => "its progress".to_owned(),
+        Effect::React { mark, shown, .. } => {
+            let mark = match mark {
+                Mark::Heard => "heard",
+                Mark::Answered => "answered",
+                Mark::Failed => "failed",
+                Mark::Cancelled => "cancelled",
+                Mark::Merged => "merged",
+            };
+            format!("the mark {mark:?} {}", if *shown { "on the message" } else { "taken off the message" })
+        }
+        Effect::Upload { name } => format!("the file {name}"),
+    };
+    let tries = match row.tried {
+        0 | 1 => String::new(),
+        tried => format!(", in {tried} tries"),
+    };
+    match row.state {
+        OutgoingState::Sent => format!("sent: {what}{tries}"),
+        OutgoingState::GivenUp => {
+            format!("gave up sending {what}{tries}: {}", row.why.as_deref().unwrap_or("no reason was recorded"))
+        }
+        OutgoingState::Open => {
+            let since = u64::try_from(now.duration_since(row.put_at).as_millis()).unwrap_or_default();
+            format!("still to be sent since {}: {what}{tries}", time(since))
+        }
     }
 }
 
@@ -123,6 +164,7 @@ fn time(ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::job::{ChannelId, ConversationId, FailReason, JobId, RequesterId, Timings};
+    use crate::journal::outgoing::Outgoing;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_790_000_000 + second).unwrap()
@@ -142,6 +184,7 @@ mod tests {
             accepted_at: at(0),
             started_at: None,
             ended_at: None,
+            deadline: None,
             outcome: None,
             timings: None,
             receipt: None,
@@ -149,7 +192,7 @@ mod tests {
     }
 
     fn texts(row: &JobRow, leases: &[LeaseRow]) -> Vec<String> {
-        Story::of(row, leases, at(90)).events.into_iter().map(|event| event.what).collect()
+        Story::of(row, leases, &[], at(90)).events.into_iter().map(|event| event.what).collect()
     }
 
     #[test]
@@ -180,6 +223,45 @@ mod tests {
                 "got the runner r1 (lease 2)",
                 "the agent ran for 1m 1s",
                 "failed (timeout): Too long.",
+            ]
+        );
+    }
+    #[test]
+    fn each_send_is_told_with_its_tries_and_its_end() {
+        let row_of = |effect, state, tried, why: Option<&str>| OutgoingRow {
+            seq: 1,
+            outgoing: Outgoing {
+                key: "01job/x".into(),
+                job: JobId::new("01job"),
+                conversation: ConversationId::new("slack:C1/1.2"),
+                effect,
+            },
+            state,
+            tried,
+            message: None,
+            why: why.map(str::to_owned),
+            put_at: at(80),
+            done_at: None,
+        };
+        let effects = [
+            row_of(Effect::Post { text: "four".into() }, OutgoingState::Sent, 1, None),
+            row_of(Effect::Upload { name: "a.txt".into() }, OutgoingState::GivenUp, 3, Some("too large")),
+            row_of(
+                Effect::React { message: "m".into(), mark: Mark::Answered, shown: true },
+                OutgoingState::Open,
+                0,
+                None,
+            ),
+        ];
+        let (job, now) = (row(), at(90));
+        let told = Story::of(&job, &[], &effects, now).events;
+        let told: Vec<_> = told.iter().skip(2).map(|event| event.what.as_str()).collect();
+        assert_eq!(
+            told,
+            [
+                "sent: a message of 4 characters",
+                "gave up sending the file a.txt, in 3 tries: too large",
+                "still to be sent since 10s: the mark \"answered\" on the message",
             ]
         );
     }

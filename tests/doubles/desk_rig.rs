@@ -24,7 +24,7 @@ pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(900);
 pub const RUN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Hands every message of the pool to the test.
-struct PlayedPool(mpsc::UnboundedSender<PoolMsg>);
+pub struct PlayedPool(pub mpsc::UnboundedSender<PoolMsg>);
 
 impl Actor for PlayedPool {
     type Msg = PoolMsg;
@@ -106,6 +106,7 @@ impl Rig {
             default_agent: AgentKind::Amp,
             run_timeout: RUN_TIMEOUT,
             queue_timeout: QUEUE_TIMEOUT,
+            debounce: Duration::ZERO,
             access: AccessConfig::default(),
         });
         let (to_test, pool) = mpsc::unbounded_channel();
@@ -146,7 +147,7 @@ impl Rig {
             text: text.into(),
             agent: None,
             timeout: None,
-            replies: Arc::new(ToTest(to_test)),
+            replies: Some(Arc::new(ToTest(to_test))),
         };
         (inbound, Told(told))
     }
@@ -175,7 +176,7 @@ impl Rig {
     }
 
     pub async fn cancel(&self, target: Target) -> usize {
-        self.desk.cancel(target, RequesterId::new("terminal:alice")).await.expect("the desk answers")
+        self.desk.cancel(target, RequesterId::new("terminal:alice")).await.expect("the desk answers").jobs
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Message {
     pub number: usize,
     pub user: u64,
     pub conversation: u64,
+    /// Where the conversation is: `terminal`, or one of the two platforms.
+    pub platform: &'static str,
     pub script: String,
     /// What its answer is, if it is answered.
     pub answer: Option<String>,
@@ -23,6 +25,38 @@ pub struct Message {
 impl Message {
     pub fn key(&self) -> String {
         format!("sim/c{}/{}", self.conversation, self.number)
+    }
+
+    pub fn conversation_id(&self) -> ConversationId {
+        ConversationId::new(format!("{}:c{}", self.platform, self.conversation))
+    }
+
+    pub fn requester(&self) -> RequesterId {
+        RequesterId::new(format!("{}:u{}", self.platform, self.user))
+    }
+
+    /// Whether its writer wants others to stop.
+    pub fn is_stop(&self) -> bool {
+        self.script == "stop"
+    }
+
+    /// What it says after it was edited.
+    pub fn edited(&self) -> String {
+        self.script.replacen('\n', "\n\n", 1)
+    }
+
+    /// The message as a platform delivers it.
+    pub fn delivered(&self) -> Inbound {
+        Inbound {
+            key: self.key(),
+            requester: self.requester(),
+            channel: ChannelId::new(format!("{}:sim", self.platform)),
+            conversation: self.conversation_id(),
+            text: self.script.clone(),
+            agent: None,
+            timeout: None,
+            replies: None,
+        }
     }
 
     /// The first line of what runs, by which the cloud knows the job again.
@@ -56,16 +90,9 @@ impl Chats {
 
     /// The message on its way in.
     pub fn inbound(&self, message: &Message) -> Inbound {
-        Inbound {
-            key: message.key(),
-            requester: RequesterId::new(format!("terminal:u{}", message.user)),
-            channel: ChannelId::new("terminal:sim"),
-            conversation: ConversationId::new(format!("terminal:c{}", message.conversation)),
-            text: message.script.clone(),
-            agent: Some("shell".into()),
-            timeout: None,
-            replies: Arc::new(Writer { key: message.key(), marker: message.marker(), chats: self.clone() }),
-        }
+        let replies: Arc<dyn Replies> =
+            Arc::new(Writer { key: message.key(), marker: message.marker(), chats: self.clone() });
+        Inbound { replies: Some(replies), agent: Some("shell".into()), ..message.delivered() }
     }
 
     pub fn told(&self, key: &str) -> Told {

@@ -7,7 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use ractor::{Actor, ActorCell, ActorRef};
+use tokio::time::Instant;
 
+use janebot::chat::Chats;
+use janebot::chat::outbox::{self, Outbox, OutboxHandle};
 use janebot::config::{AccessConfig, AgentKind, AgentsConfig, ClaudeConfig, PoolConfig, SharingConfig};
 use janebot::desk::admission::Settings;
 use janebot::desk::debts::Debts;
@@ -26,12 +29,15 @@ use janebot::world::World;
 use crate::doubles::memory_sprites::MemorySprites;
 
 pub const RUN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Short beside the scenario, so that most messages are prompts of their own.
+pub const DEBOUNCE: Duration = Duration::from_millis(1500);
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// A running process.
 pub struct Process {
     pub desk: DeskHandle,
     pub pool: PoolHandle,
+    pub outbox: OutboxHandle,
     pub sprites: MemorySprites,
     root: ActorRef<supervise::Msg>,
     plan: Publisher<Arc<BuildPlan>>,
@@ -68,12 +74,18 @@ impl Process {
         generation: u32,
         sprites: MemorySprites,
         journal: MemoryJournal,
+        chats: Chats,
         world: &World,
     ) -> Self {
+        let (outbox_child, outbox) = outbox::child(Outbox { journal: journal.clone(), chats, world: world.clone() });
+        let debts = Debts::with_outbox(outbox.clone());
         // A journal that fails at the start is a service that does not start; its manager starts it again.
-        while recovery::recover(&journal, world).await.is_err() {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        let accepted = loop {
+            match recovery::recover(&journal, world, &debts).await {
+                Ok(found) => break found.accepted,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
         let config = PoolConfig {
             runners,
             prefix: "jane-runner".into(),
@@ -97,18 +109,20 @@ impl Process {
             default_agent: AgentKind::Shell,
             run_timeout: RUN_TIMEOUT,
             queue_timeout: QUEUE_TIMEOUT,
-            access: AccessConfig::default(),
+            debounce: DEBOUNCE,
+            access: AccessConfig { channels: ["sim".to_owned()].into(), ..AccessConfig::default() },
         };
         let (desk_child, desk) = desk::child(Desk {
             journal,
             pool: pool.clone(),
             world: world.clone(),
             settings: Arc::new(settings),
-            debts: Debts::default(),
+            debts,
         });
         let supervisor = Supervisor { name: "root", world: world.clone() };
-        let (root, _join) = Actor::spawn(None, supervisor, vec![pool_child, desk_child]).await.unwrap();
-        Self { desk, pool, sprites, root, plan }
+        let (root, _join) = Actor::spawn(None, supervisor, vec![pool_child, outbox_child, desk_child]).await.unwrap();
+        desk.resume(accepted).await;
+        Self { desk, pool, outbox, sprites, root, plan }
     }
 
     /// Dies as by SIGKILL: nothing it awaits ever comes, and no actor of it does anything any more.
@@ -118,6 +132,14 @@ impl Process {
             actor.kill();
         }
         self.root.kill();
+    }
+
+    /// Stops as by SIGTERM, with so much time for what runs.
+    pub async fn stop(self, drain: Duration) {
+        self.desk.drain(Instant::now() + drain).await;
+        self.outbox.flush(Duration::from_secs(5)).await;
+        let _ = self.root.call(supervise::Msg::StopChildren, Some(Duration::from_secs(60))).await;
+        self.crash();
     }
 
     /// Kills one actor below the root. Says whether there was one.

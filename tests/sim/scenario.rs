@@ -2,19 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use janebot::chat::{Capabilities, Change, Chat as _};
 use janebot::desk::Target;
-use janebot::job::{ConversationId, FailReason, JobId, Outcome, RequesterId};
+use janebot::desk::front::DeskHandle;
+use janebot::job::{FailReason, JobId, Outcome, RequesterId};
 use janebot::journal::memory::MemoryJournal;
-use janebot::journal::{JobState, Journal as _};
+use janebot::journal::outgoing::OutgoingState;
+use janebot::journal::{JobRow, JobState, Journal as _};
+use janebot::supervise::current::{self, Publisher};
 use janebot::world::World;
 
 use crate::chat::{Chats, Message};
 use crate::doubles::memory_sprites::MemorySprites;
 use crate::doubles::memory_sprites::faults::{Fault, FaultPlan};
+use crate::platform::Platform;
 use crate::process::{self, Process};
 
 /// How long things happen.
@@ -34,9 +41,14 @@ enum Act {
     /// The same message is delivered once more.
     Redeliver(usize),
     CancelConversation(u64),
+    /// The message is edited, or deleted, in its chat.
+    Edit(usize),
+    Delete(usize),
     KillActor,
     /// The process dies and is started again after so many milliseconds.
     Crash(u64),
+    /// The process is told to stop, gives what runs so many milliseconds, and is started again.
+    Restart(u64),
     /// Another deployment under the same names comes, and goes after so many seconds.
     Intrude(u64),
     Refresh,
@@ -52,6 +64,24 @@ pub struct Scenario {
     acts: Vec<(Duration, Act)>,
     messages: Vec<Message>,
     has_intruder: bool,
+    platforms: Platforms,
+}
+
+/// The two platforms: one that can do everything, one that can only take short messages.
+#[derive(Clone)]
+struct Platforms {
+    left: Platform,
+    right: Platform,
+}
+
+impl Platforms {
+    fn chats(&self) -> janebot::chat::Chats {
+        janebot::chat::Chats::default().with("left", self.left.clone()).with("right", self.right.clone())
+    }
+
+    fn of(&self, message: &Message) -> &Platform {
+        if message.platform == "left" { &self.left } else { &self.right }
+    }
 }
 
 /// What came of it.
@@ -74,6 +104,13 @@ pub struct Totals {
     pub kills: u64,
     pub crashes: u64,
     pub quarantines: u64,
+    pub restarts: u64,
+    pub merged: u64,
+    pub stops: u64,
+    /// Messages of chats whose outcome was seen there.
+    pub seen: u64,
+    pub requests: u64,
+    pub lost: u64,
 }
 
 impl Totals {
@@ -87,16 +124,24 @@ impl Totals {
         self.kills += other.kills;
         self.crashes += other.crashes;
         self.quarantines += other.quarantines;
+        self.restarts += other.restarts;
+        self.merged += other.merged;
+        self.stops += other.stops;
+        self.seen += other.seen;
+        self.requests += other.requests;
+        self.lost += other.lost;
     }
 }
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { messages, answered, failed, cancelled, refused, runs, kills, crashes, quarantines } = self;
+        let Self { messages, answered, failed, cancelled, refused, runs, kills, crashes, quarantines, .. } = self;
+        let Self { restarts, merged, stops, seen, requests, lost, .. } = self;
         write!(
             f,
             "{messages} messages, {runs} runs; {answered} answered, {failed} failed, {cancelled} cancelled, {refused} refused; \
-             {kills} actors killed, {crashes} crashes, {quarantines} quarantines"
+             {merged} merged, {stops} stops; {seen} outcomes seen in chats, {lost} of {requests} requests to chats lost; \
+             {kills} actors killed, {crashes} crashes, {restarts} restarts, {quarantines} quarantines"
         )
     }
 }
@@ -114,14 +159,34 @@ impl Scenario {
         };
         let users = 1 + below(4);
         let conversations = 1 + below(4);
+        let places: Vec<_> = (0..conversations).map(|_| ["terminal", "left", "right"][below(3) as usize]).collect();
         let messages: Vec<Message> = (0..1 + below(10) as usize)
             .map(|number| {
                 let (user, conversation) = (below(users), below(conversations));
-                message(number, user, conversation, below(13))
+                message(number, user, conversation, places[conversation as usize], below(15))
             })
             .collect();
         let within = |from: u64, to: u64| Duration::from_millis(from * 1000 + below((to - from) * 1000));
-        let mut acts: Vec<(Duration, Act)> = messages.iter().map(|m| (within(0, 600), Act::Write(m.clone()))).collect();
+        let mut messages = messages;
+        let mut acts: Vec<(Duration, Act)> = Vec::new();
+        for message in &mut messages {
+            let mut at = within(0, 600);
+            // Now and then somebody writes a thought in several messages.
+            if let (Some((before, Act::Write(other))), 0) = (acts.last(), below(4)) {
+                at = *before + Duration::from_millis(below(1200));
+                let Message { user, conversation, platform, .. } = *other;
+                (message.user, message.conversation, message.platform) = (user, conversation, platform);
+            }
+            acts.push((at, Act::Write(message.clone())));
+        }
+        for _ in 0..below(3) {
+            let number = below(messages.len() as u64) as usize;
+            let act = if below(2) == 0 { Act::Edit(number) } else { Act::Delete(number) };
+            acts.push((within(0, 700), act));
+        }
+        if below(6) == 0 {
+            acts.push((within(0, 800), Act::Restart(below(90_000))));
+        }
         for _ in 0..below(3) {
             let number = below(messages.len() as u64) as usize;
             acts.push((within(0, 900), Act::Redeliver(number)));
@@ -152,7 +217,12 @@ impl Scenario {
         acts.sort_by_key(|(at, _)| *at);
         let journal_faults = [0, 0, 0, 5, 50][below(5) as usize];
         let runners = 1 + below(3) as usize;
-        Self { world, faults, journal_faults, runners, users, acts, messages, has_intruder }
+        let rate = [0, 5, 20, 60][below(4) as usize];
+        let all = Capabilities { edit: true, react: true, upload: true, max_message_chars: 2000 };
+        let few = Capabilities { edit: below(2) == 0, react: false, upload: false, max_message_chars: 150 };
+        let platforms =
+            Platforms { left: Platform::new(world.clone(), all, rate), right: Platform::new(world.clone(), few, rate) };
+        Self { world, faults, journal_faults, runners, users, acts, messages, has_intruder, platforms }
     }
 
     /// Plays it to its end and judges.
@@ -176,6 +246,9 @@ impl Scenario {
             process: None,
             died: BTreeSet::new(),
             written: BTreeSet::new(),
+            edited: BTreeSet::new(),
+            desk: current::channel(None).0,
+            underway: Arc::default(),
         };
         stage.start().await;
         let began = Instant::now();
@@ -189,13 +262,17 @@ impl Scenario {
         cloud.note("THE FAULTS STOP");
         cloud.faults().stop();
         journal.heal();
+        self.platforms.left.heal();
+        self.platforms.right.heal();
         let process = stage.process.as_ref().expect("the last process is up");
         let stopped = Instant::now();
         let mut at_rest = false;
         while !at_rest && stopped.elapsed() < SETTLE {
             sleep(Duration::from_secs(5)).await;
             let open = journal.open_jobs().await.map_or(1, |open| open.len());
-            at_rest = open == 0 && process.is_at_rest(self.runners).await;
+            let unsent = journal.open_effects(None).await.map_or(1, |open| open.len());
+            let underway = stage.underway.load(Ordering::Relaxed);
+            at_rest = open + unsent + underway == 0 && process.is_at_rest(self.runners).await;
         }
         let mut broken = Vec::new();
         if at_rest {
@@ -209,12 +286,20 @@ impl Scenario {
             broken.push(format!("returned: not at rest {} s after the faults stopped: {status:?}", SETTLE.as_secs()));
         }
         stage.judge(&mut broken, &mut totals).await;
-        Report { broken, log: cloud.log(), totals }
+        for platform in [&self.platforms.left, &self.platforms.right] {
+            let (requests, lost) = platform.counts();
+            totals.requests += requests;
+            totals.lost += lost;
+        }
+        let chats = [("left", &self.platforms.left), ("right", &self.platforms.right)];
+        let chats: Vec<_> =
+            chats.iter().map(|(name, platform)| format!("THE CHAT {name}\n{}", platform.log())).collect();
+        Report { broken, log: format!("{}\n{}", cloud.log(), chats.join("\n")), totals }
     }
 }
 
 /// A message with a script that says whether anything of another job was there.
-fn message(number: usize, user: u64, conversation: u64, kind: u64) -> Message {
+fn message(number: usize, user: u64, conversation: u64, platform: &'static str, kind: u64) -> Message {
     let mut script = format!("# message {number}\nread leftover\ntouch leftover\n");
     let mut answer = Some(format!("absent\nanswer {number}"));
     match kind {
@@ -239,12 +324,17 @@ fn message(number: usize, user: u64, conversation: u64, kind: u64) -> Message {
             script += "exit 3";
             answer = None;
         }
-        _ => {
+        12 => {
             script += "oom";
             answer = None;
         }
+        _ if platform != "terminal" => {
+            script = "stop".into();
+            answer = None;
+        }
+        _ => script += &format!("echo answer {number}"),
     }
-    Message { number, user, conversation, script, answer }
+    Message { number, user, conversation, platform, script, answer }
 }
 
 /// A scenario while it is played.
@@ -260,6 +350,11 @@ struct Stage<'a> {
     /// Messages that a process had heard when it died.
     died: BTreeSet<usize>,
     written: BTreeSet<usize>,
+    edited: BTreeSet<usize>,
+    /// The desk of the process that is up, for the platforms.
+    desk: Publisher<Option<DeskHandle>>,
+    /// Deliveries that the platforms have not finished.
+    underway: Arc<AtomicUsize>,
 }
 
 impl Stage<'_> {
@@ -267,9 +362,48 @@ impl Stage<'_> {
         self.incarnations += 1;
         let sprites = self.cloud.client(&format!("process {}", self.incarnations));
         let (deployment, runners) = (self.deployment.clone(), self.scenario.runners);
-        let process =
-            Process::start(&deployment, runners, self.generation, sprites, self.journal.clone(), &self.scenario.world);
-        self.process = Some(process.await);
+        let chats = self.scenario.platforms.chats();
+        let process = Process::start(
+            &deployment,
+            runners,
+            self.generation,
+            sprites,
+            self.journal.clone(),
+            chats,
+            &self.scenario.world,
+        );
+        let process = process.await;
+        self.desk.set(Some(process.desk.clone()));
+        self.process = Some(process);
+    }
+
+    /// A platform delivers a message until it is acknowledged, and sometimes once more.
+    fn deliver(&self, message: &Message) {
+        let (world, desk, inbound) = (self.scenario.world.clone(), self.desk.follow(), message.delivered());
+        let (underway, mut again) = (self.underway.clone(), world.random() % 6);
+        underway.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(world.random() % 300)).await;
+            loop {
+                let heard = match desk.get() {
+                    Some(desk) => timeout(Duration::from_secs(5), desk.hear(inbound.clone())).await == Ok(true),
+                    None => false,
+                };
+                if heard && again != 0 {
+                    break;
+                }
+                again = if heard { 1 } else { again };
+                sleep(Duration::from_millis(world.random() % 30_000)).await;
+            }
+            underway.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    async fn change(&self, number: usize, text: Option<String>) {
+        let message = &self.scenario.messages[number];
+        let process = self.process.as_ref().expect("a process is always up between acts");
+        let (key, conversation, by) = (message.key(), message.conversation_id(), message.requester());
+        process.desk.change(Change { key, conversation, by, text }).await;
     }
 
     async fn act(&mut self, act: &Act, totals: &mut Totals) {
@@ -277,23 +411,47 @@ impl Stage<'_> {
         match act {
             Act::Write(message) => {
                 self.written.insert(message.number);
-                process.desk.send(self.chats.inbound(message)).await;
+                if message.platform == "terminal" {
+                    process.desk.send(self.chats.inbound(message)).await;
+                } else {
+                    self.deliver(message);
+                }
             }
             Act::Redeliver(number) => {
-                if self.written.contains(number) {
+                let message = &self.scenario.messages[*number];
+                if self.written.contains(number) && message.platform != "terminal" {
+                    self.deliver(message);
+                } else if self.written.contains(number) {
                     process.desk.send(self.chats.inbound(&self.scenario.messages[*number])).await;
                 }
             }
             Act::CancelConversation(conversation) => {
-                let target = Target::Conversation(ConversationId::new(format!("terminal:c{conversation}")));
-                process.desk.cancel(target, RequesterId::new("terminal:u0")).await;
+                let of_it = self.scenario.messages.iter().find(|message| message.conversation == *conversation);
+                if let Some(message) = of_it {
+                    let target = Target::Conversation(message.conversation_id());
+                    process.desk.cancel(target, RequesterId::new("terminal:u0")).await;
+                }
             }
+            Act::Edit(number) if self.is_in_chat(*number) => {
+                self.edited.insert(*number);
+                self.change(*number, Some(self.scenario.messages[*number].edited())).await;
+            }
+            Act::Delete(number) if self.is_in_chat(*number) => self.change(*number, None).await,
+            Act::Edit(_) | Act::Delete(_) => {}
             Act::KillActor => totals.kills += u64::from(process.kill_one(self.scenario.world.random())),
             Act::Crash(pause_ms) => {
                 totals.crashes += 1;
                 self.process.take().expect("a process is always up between acts").crash();
+                self.desk.set(None);
                 self.died.extend(&self.written);
                 sleep(Duration::from_millis(*pause_ms)).await;
+                self.start().await;
+            }
+            Act::Restart(drain_ms) => {
+                totals.restarts += 1;
+                let process = self.process.take().expect("a process is always up between acts");
+                process.stop(Duration::from_millis(*drain_ms)).await;
+                self.desk.set(None);
                 self.start().await;
             }
             Act::Refresh => {
@@ -307,6 +465,7 @@ impl Stage<'_> {
                     1,
                     self.cloud.client("intruder"),
                     MemoryJournal::new(),
+                    janebot::chat::Chats::default(),
                     &self.scenario.world,
                 )
                 .await;
@@ -319,7 +478,7 @@ impl Stage<'_> {
     /// At rest, everybody can be served: a runner that only looks idle, or a share that was never given back, shows now.
     async fn probe(&self, process: &Process, broken: &mut Vec<String>) {
         let probes: Vec<Message> = (0..self.scenario.users)
-            .map(|user| message(PROBES + user as usize, user, PROBES as u64 + user, 0))
+            .map(|user| message(PROBES + user as usize, user, PROBES as u64 + user, "terminal", 0))
             .collect();
         for probe in &probes {
             process.desk.send(self.chats.inbound(probe)).await;
@@ -335,6 +494,10 @@ impl Stage<'_> {
                 ));
             }
         }
+    }
+
+    fn is_in_chat(&self, number: usize) -> bool {
+        self.written.contains(&number) && self.scenario.messages[number].platform != "terminal"
     }
 
     /// Looks at everything that is left and says what should not be so.
@@ -357,6 +520,9 @@ impl Stage<'_> {
             }
         }
         for message in &self.scenario.messages {
+            if self.is_in_chat(message.number) {
+                self.judge_chat(message, &jobs, broken, totals).await;
+            }
             if self.written.contains(&message.number) {
                 self.judge_message(message, &jobs, started.contains_key(message.marker().as_str()), broken, totals);
             }
@@ -392,7 +558,7 @@ impl Stage<'_> {
     fn judge_message(
         &self,
         message: &Message,
-        jobs: &[janebot::journal::JobRow],
+        jobs: &[JobRow],
         ran: bool,
         broken: &mut Vec<String>,
         totals: &mut Totals,
@@ -412,14 +578,24 @@ impl Stage<'_> {
             }
         }
         let row = jobs.iter().find(|row| row.message_key == message.key());
-        if !self.died.contains(&number) && told.ended.is_empty() {
+        if message.platform == "terminal" && !self.died.contains(&number) && told.ended.is_empty() {
             broken.push(format!("heard: message {number} was never told an outcome"));
         }
         let outcome = row.and_then(|row| row.outcome.clone()).or_else(|| Some(told.ended.first()?.outcome.clone()));
         match outcome {
             Some(Outcome::Answered { answer }) => {
                 totals.answered += 1;
-                if message.answer.as_deref() != Some(answer.trim()) {
+                if message.is_stop() {
+                    totals.stops += 1;
+                    return;
+                }
+                // Its script is longer than the message.
+                let has_parts = jobs.iter().any(|job| merged_into(job) == row.map(|row| &row.job));
+                if has_parts {
+                    if !answer.starts_with("absent\n") {
+                        broken.push(format!("clean: message {number} is answered {answer:?}"));
+                    }
+                } else if message.answer.as_deref() != Some(answer.trim()) {
                     broken.push(format!(
                         "clean: message {number} should be answered {:?} and is {answer:?}",
                         message.answer
@@ -443,7 +619,76 @@ impl Stage<'_> {
             }
             Some(Outcome::Cancelled { .. }) => totals.cancelled += 1,
             Some(Outcome::Refused { .. }) => totals.refused += 1,
+            Some(Outcome::Merged { into, .. }) => {
+                totals.merged += 1;
+                let lead = jobs.iter().find(|job| job.job == into);
+                if lead.is_none_or(|lead| lead.requester != message.requester() || merged_into(lead).is_some()) {
+                    broken.push(format!("heard: message {number} is merged into {into}, which can't be"));
+                }
+            }
             None => {}
         }
+    }
+
+    /// What is to be seen in the chat of a message, and nothing else.
+    async fn judge_chat(&self, message: &Message, jobs: &[JobRow], broken: &mut Vec<String>, totals: &mut Totals) {
+        let (platform, number) = (self.scenario.platforms.of(message), message.number);
+        let Some(row) = jobs.iter().find(|row| row.message_key == message.key()) else {
+            broken.push(format!("heard: message {number} was never recorded"));
+            return;
+        };
+        let posted: Vec<_> =
+            platform.messages().into_iter().filter(|posted| posted.key.starts_with(row.job.as_str())).collect();
+        let mut keys = BTreeSet::new();
+        for posted in &posted {
+            if !keys.insert(posted.key.as_str()) {
+                broken.push(format!("heard: {} is twice in the chat of message {number}", posted.key));
+            }
+            if posted.conversation != message.conversation_id() {
+                broken.push(format!("heard: {} is in another conversation", posted.key));
+            }
+        }
+        let answers: Vec<_> = posted.iter().filter(|posted| posted.key.contains("/answer/")).collect();
+        let in_order = (0..answers.len()).all(|n| answers[n].key == format!("{}/answer/{n}", row.job));
+        if !in_order {
+            broken.push(format!("heard: the answer of message {number} is out of order: {answers:?}"));
+        }
+        let is_merged = merged_into(row).is_some();
+        if answers.is_empty() != is_merged {
+            broken.push(format!("heard: message {number} has {} visible outcomes, {:?}", answers.len(), row.outcome));
+        }
+        if let (Some(Outcome::Answered { answer }), Some(first)) = (&row.outcome, answers.first())
+            && let Some(line) = answer.lines().next()
+            && !first.text.contains(line)
+        {
+            broken.push(format!("heard: message {number} shows {:?} for {answer:?}", first.text));
+        }
+        totals.seen += u64::from(!answers.is_empty());
+        let closings = ["Answered", "Failed", "Not run", "Cancelled"];
+        if let Some(progress) = posted.iter().find(|posted| posted.key.ends_with("/progress"))
+            && !closings.iter().any(|word| progress.text.starts_with(word))
+        {
+            broken.push(format!("heard: the progress of message {number} still says {:?}", progress.text));
+        }
+        let marks = platform.marks(&message.key());
+        let expected: BTreeSet<_> = match (platform.capabilities().react, &row.outcome) {
+            (true, Some(outcome)) => [janebot::chat::words::mark(outcome)].into(),
+            _ => BTreeSet::new(),
+        };
+        if marks != expected {
+            broken.push(format!("heard: message {number} has the marks {marks:?} and not {expected:?}"));
+        }
+        for effect in self.journal.job_effects(&row.job).await.expect("the journal is healed") {
+            if effect.state == OutgoingState::GivenUp {
+                broken.push(format!("heard: {} was given up: {:?}", effect.outgoing.key, effect.why));
+            }
+        }
+    }
+}
+
+fn merged_into(job: &JobRow) -> Option<&JobId> {
+    match &job.outcome {
+        Some(Outcome::Merged { into, .. }) => Some(into),
+        _ => None,
     }
 }

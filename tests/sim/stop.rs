@@ -20,10 +20,11 @@ async fn stopped(commands: &str, faults: FaultPlan) -> (Told, Duration) {
     let world = World::seeded(1);
     let cloud = MemorySprites::new(world.clone(), faults);
     let journal = MemoryJournal::new();
-    let process = Process::start("d", 1, 1, cloud.client("process"), journal, &world).await;
+    let process =
+        Process::start("d", 1, 1, cloud.client("process"), journal, janebot::chat::Chats::default(), &world).await;
     let chats = Chats::new(cloud.clone());
     let script = format!("# message 0\n{commands}");
-    let message = Message { number: 0, user: 0, conversation: 0, script, answer: None };
+    let message = Message { number: 0, user: 0, conversation: 0, platform: "terminal", script, answer: None };
     process.desk.send(chats.inbound(&message)).await;
     while cloud.runs().is_empty() {
         sleep(Duration::from_millis(10)).await;
@@ -31,7 +32,10 @@ async fn stopped(commands: &str, faults: FaultPlan) -> (Told, Duration) {
     sleep(Duration::from_secs(5)).await;
     let target = Target::Conversation(ConversationId::new("terminal:c0"));
     let asked = Instant::now();
-    assert_eq!(process.desk.cancel(target, RequesterId::new("terminal:u0")).await, Some(1));
+    assert_eq!(
+        process.desk.cancel(target, RequesterId::new("terminal:u0")).await.map(|stopping| stopping.jobs),
+        Some(1)
+    );
     while chats.told(&message.key()).ended.is_empty() {
         sleep(Duration::from_millis(1)).await;
     }

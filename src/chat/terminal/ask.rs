@@ -101,7 +101,10 @@ fn print_text(report: &JobReport, folder: Option<&Path>, saved: usize, paint: Pa
         Outcome::Answered { answer } if stdout().is_terminal() => put_line(&harmless(answer)),
         // Into a file or a program the answer goes as it is.
         Outcome::Answered { answer } => put_line(answer),
-        Outcome::Failed { message, .. } | Outcome::Refused { message, .. } | Outcome::Cancelled { message } => {
+        Outcome::Failed { message, .. }
+        | Outcome::Refused { message, .. }
+        | Outcome::Cancelled { message }
+        | Outcome::Merged { message, .. } => {
             let _ = writeln!(stderr(), "{} {}", paint.bad("janebot:"), harmless(message));
             Ok(())
         }

@@ -9,7 +9,7 @@ use crate::pool::receipt::Receipt;
 
 #[derive(Serialize)]
 pub struct Answer<'a> {
-    /// `answered`, `failed`, `refused` or `cancelled`.
+    /// `answered`, `failed`, `refused`, `cancelled` or `merged`.
     outcome: &'static str,
     /// The code of a failure or refusal.
     reason: Option<&'static str>,
@@ -44,9 +44,10 @@ impl<'a> Answer<'a> {
     pub fn new(report: &'a JobReport, interrupted: &'a [Interrupted], saved: impl Fn(&str) -> Option<String>) -> Self {
         let (answer, message) = match &report.outcome {
             Outcome::Answered { answer } => (Some(answer.as_str()), None),
-            Outcome::Failed { message, .. } | Outcome::Refused { message, .. } | Outcome::Cancelled { message } => {
-                (None, Some(message.as_str()))
-            }
+            Outcome::Failed { message, .. }
+            | Outcome::Refused { message, .. }
+            | Outcome::Cancelled { message }
+            | Outcome::Merged { message, .. } => (None, Some(message.as_str())),
         };
         let file =
             |file: &'a crate::job::OutputFile| File { name: &file.name, size: file.size, path: saved(&file.name) };

@@ -97,7 +97,7 @@ pub fn summary(report: &JobReport, paint: Paint) -> String {
         Outcome::Answered { .. } => paint.good("✓"),
         Outcome::Failed { .. } => paint.bad("✗"),
         Outcome::Refused { .. } => paint.bad("✗ refused"),
-        Outcome::Cancelled { .. } => paint.warn("■"),
+        Outcome::Cancelled { .. } | Outcome::Merged { .. } => paint.warn("■"),
     };
     let mut parts = vec![report.agent.clone(), span_ms(report.timings.total_ms)];
     // What is left of the whole is the agent's own time.

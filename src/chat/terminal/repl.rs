@@ -12,6 +12,7 @@ use crate::chat::text::{harmless, one_line};
 use crate::config::AgentKind;
 use crate::desk::Target;
 use crate::desk::admission::check_agent;
+use crate::desk::stop::Stopping;
 use crate::job::{JobReport, Outcome};
 use crate::pool::PoolStatus;
 
@@ -183,7 +184,9 @@ impl Talk<'_> {
             Outcome::Failed { message, .. } | Outcome::Refused { message, .. } => {
                 self.say(&self.paint.bad(harmless(message).trim_end()));
             }
-            Outcome::Cancelled { message } => self.say(&self.paint.warn(harmless(message).trim_end())),
+            Outcome::Cancelled { message } | Outcome::Merged { message, .. } => {
+                self.say(&self.paint.warn(harmless(message).trim_end()));
+            }
         }
         for line in paint::notes(report, self.paint) {
             self.say(&line);
@@ -215,8 +218,8 @@ impl Talk<'_> {
     async fn cancel(&self) {
         let target = Target::Conversation(self.session.conversation.clone());
         let answer = match self.app.cancel(target, self.session.requester.clone()).await {
-            Some(0) => "Nothing is running.".to_owned(),
-            Some(jobs) => format!("Stopping {}.", count(jobs, "job")),
+            Some(Stopping { jobs: 0, .. }) => "Nothing is running.".to_owned(),
+            Some(Stopping { jobs, .. }) => format!("Stopping {}.", count(jobs, "job")),
             None => "The desk does not answer; it is being restarted. Try again in a moment.".to_owned(),
         };
         self.say(&answer);

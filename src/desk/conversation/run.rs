@@ -11,8 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::ConversationMsg;
 use crate::desk::Hearing;
 use crate::desk::admission::Settings;
-use crate::desk::ending::{self, Ended, millis};
-use crate::job::{JobSpec, Outcome, RequesterId, Timings};
+use crate::desk::ending::{self, Cause, Ended, millis};
+use crate::job::{JobSpec, Outcome, Timings};
 use crate::pool::receipt::Receipt;
 
 /// Pool and runner have deadlines of their own for each phase; this much later they are taken to be stuck.
@@ -33,7 +33,12 @@ pub(super) struct Run {
     pub(super) granted_at: Option<Instant>,
     pub(super) reasks: u32,
     pub(super) cancel: CancellationToken,
-    pub(super) cancelled_by: Option<RequesterId>,
+    /// Why it is being stopped, when it is. The first reason counts.
+    pub(super) cause: Option<Cause>,
+    /// A new text that came before the agent started: the ticket is taken back, and handed in again with it.
+    pub(super) new_text: Option<String>,
+    /// The ticket is taken back, to leave the job to the next process.
+    pub(super) handing_over: bool,
     /// The timer of [`ConversationMsg::Overdue`].
     pub(super) watchdog: Option<Timer>,
     /// Turns the ticket's events into messages; dropped, it tells the ticket's holder that nobody waits.
@@ -62,8 +67,15 @@ impl Run {
     }
 
     pub(super) fn cancelled_before_start(&self) -> Outcome {
-        let stranger = self.cancelled_by.as_ref().filter(|by| **by != self.hearing.inbound.requester);
-        ending::cancelled_before_start(stranger)
+        ending::cancelled_before_start(self.cause.as_ref(), &self.hearing.inbound.requester)
+    }
+
+    /// Whether the agent can't have started yet.
+    pub(super) fn is_before_start(&self) -> bool {
+        match self.phase {
+            Phase::Waiting | Phase::Checking => true,
+            Phase::Running { .. } => false,
+        }
     }
 
     /// Time until the pool must have answered.
@@ -79,9 +91,9 @@ impl Run {
         self.watchdog = Some(AbortOnDropHandle::new(timer));
     }
 
-    /// A cancelled run is watched for its cancellation, whatever phase it still reaches.
+    /// A run that is being stopped is watched for that, whatever phase it still reaches.
     pub(super) fn watch_unless_cancelled(&mut self, me: &ActorRef<ConversationMsg>, patience: Duration) {
-        if self.cancelled_by.is_none() {
+        if !self.cancel.is_cancelled() {
             self.watch(me, patience);
         }
     }

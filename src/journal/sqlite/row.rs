@@ -1,5 +1,6 @@
 //! Rows of the tables as the journal's types. A value that can't be read names its column, and the job it belongs to.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,6 +8,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::job::{ChannelId, ConversationId, JobId, RequesterId};
+use crate::journal::outgoing::{Outgoing, OutgoingRow, OutgoingState};
 use crate::journal::search::LeaseRow;
 use crate::journal::{JobRow, JobState, JournalError, RunnerRow};
 use crate::sprites::CheckpointId;
@@ -28,6 +30,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<JobRow> {
             state: state(&text(row, "state")?)?,
             runner: optional(row, "runner")?,
             accepted_at: time("accepted_at", &text(row, "accepted_at")?)?,
+            deadline: optional(row, "deadline")?.map(|at| time("deadline", &at)).transpose()?,
             started_at: optional(row, "started_at")?.map(|at| time("started_at", &at)).transpose()?,
             ended_at: optional(row, "ended_at")?.map(|at| time("ended_at", &at)).transpose()?,
             outcome: from_json(row, "outcome")?,
@@ -51,6 +54,38 @@ pub(super) fn runner(row: &SqliteRow) -> Result<RunnerRow> {
         boot: text(row, "boot")?,
         fence: u64::try_from(fence).map_err(|_| unreadable("fence"))?,
     })
+}
+
+pub(super) fn outgoing(row: &SqliteRow) -> Result<OutgoingRow> {
+    let key = text(row, "key")?;
+    let number = |column: &str| row.try_get::<i64, _>(column).map_err(|_| unreadable(column));
+    let read = || -> Result<OutgoingRow> {
+        Ok(OutgoingRow {
+            seq: u64::try_from(number("seq")?).map_err(|_| unreadable("seq"))?,
+            outgoing: Outgoing {
+                key: key.clone(),
+                job: JobId::new(text(row, "job")?),
+                conversation: ConversationId::new(text(row, "conversation")?),
+                effect: from_json(row, "effect")?.ok_or_else(|| unreadable("effect"))?,
+            },
+            state: outgoing_state(&text(row, "state")?)?,
+            tried: u32::try_from(number("tried")?).map_err(|_| unreadable("tried"))?,
+            message: optional(row, "message")?,
+            why: optional(row, "why")?,
+            put_at: time("put_at", &text(row, "put_at")?)?,
+            done_at: optional(row, "done_at")?.map(|at| time("done_at", &at)).transpose()?,
+        })
+    };
+    read().map_err(|message| format!("effect {key}: {message}"))
+}
+
+fn outgoing_state(word: &str) -> Result<OutgoingState> {
+    let all = [OutgoingState::Open, OutgoingState::Sent, OutgoingState::GivenUp];
+    all.into_iter().find(|state| state.word() == word).ok_or_else(|| unreadable("state"))
+}
+
+pub(super) fn blob(row: &SqliteRow, column: &str) -> Result<Bytes> {
+    row.try_get::<Vec<u8>, _>(column).map(Bytes::from).map_err(|_| unreadable(column))
 }
 
 pub(super) fn quarantine(row: &SqliteRow) -> Result<(String, String, Timestamp)> {
