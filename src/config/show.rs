@@ -78,7 +78,9 @@ impl Config {
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("ADMIN_USER_IDS", list(&self.access.admins));
+        line("ALLOW_EVERYONE", self.access.everyone.to_string());
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
+        line("ADMIN_LISTEN", self.admin_listen.to_string());
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));
         lines
