@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and the way from there to the parts that do it.
 
+mod doctor;
 mod why;
 
 use std::collections::BTreeMap;
@@ -73,6 +74,10 @@ enum Command {
     },
     /// List jobs, newest first, from the journal
     Jobs(JobsArgs),
+    /// Tell what is right and wrong with the set-up of the chats
+    ///
+    /// Exit status: 0 nothing is wrong, 1 something is.
+    Doctor,
     /// Print the settings in use, and what can be set
     Config,
 }
@@ -173,9 +178,11 @@ fn execute(cli: Cli) -> Exit {
     };
     let command = match cli.command.unwrap_or(Command::Serve) {
         Command::Config => return print_config(&config),
-        Command::Serve => match chat::configured(&config) {
-            adapters if adapters.is_empty() => return complain(NO_CHAT),
-            adapters => Work::Serve(adapters),
+        Command::Doctor => return look(doctor::doctor(&config, World::real())),
+        Command::Serve => match chat::configured(&config, &World::real()) {
+            Ok(adapters) if adapters.is_empty() => return complain(NO_CHAT),
+            Ok(adapters) => Work::Serve(adapters),
+            Err(problem) => return complain(&problem),
         },
         Command::Why { name, json } => return look(why::why(&config, &name, json, &World::real())),
         Command::Jobs(args) => {

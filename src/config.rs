@@ -16,6 +16,7 @@ mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -32,6 +33,8 @@ pub struct Config {
     pub pool: PoolConfig,
     pub agents: AgentsConfig,
     pub access: AccessConfig,
+    /// `DISCORD_TOKEN` set: the Discord adapter.
+    pub discord: Option<DiscordConfig>,
     /// `DEBOUNCE`: messages of one person in a chat that follow each other faster become one prompt. Default 1.5 s.
     pub debounce: Duration,
     /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
@@ -254,6 +257,36 @@ pub struct ClaudeConfig {
     pub path: Option<PathBuf>,
 }
 
+/// The Discord bot.
+#[derive(Clone, Debug)]
+pub struct DiscordConfig {
+    pub token: SecretString,
+    /// `DISCORD_GUILD_IDS`: servers in which Jane listens; empty means all.
+    pub guilds: BTreeSet<String>,
+    /// `DISCORD_ROLE_IDS`: roles whose members may ask.
+    pub roles: BTreeSet<String>,
+    /// `DISCORD_BOT_IDS`: other bots that may ask, by mention.
+    pub bots: BTreeSet<String>,
+    /// `DISCORD_MESSAGE_CONTENT`: whether the privileged intent is asked for. Default no.
+    pub message_content: bool,
+    /// `DISCORD_FOLLOW_UPS`: whether messages in threads that Jane opened need no mention. Default yes.
+    pub follow_ups: bool,
+    pub canary: Option<CanaryConfig>,
+    /// `DISCORD_GATEWAY_URL`: in place of Discord's own.
+    pub gateway_url: Option<String>,
+    /// `DISCORD_API_PROXY`: host and port of a plain HTTP server on this machine, in place of Discord's API.
+    pub api_proxy: Option<String>,
+}
+
+/// The self-test of hearing: a marked message must come back through the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanaryConfig {
+    /// `DISCORD_CANARY_CHANNEL`.
+    pub channel: String,
+    /// `DISCORD_CANARY_EVERY`. Default 5 minutes.
+    pub every: Duration,
+}
+
 /// Who may ask. Chat platforms only; the terminal belongs to whoever runs the process.
 #[derive(Clone, Debug, Default)]
 pub struct AccessConfig {
@@ -265,4 +298,35 @@ pub struct AccessConfig {
     pub admins: BTreeSet<String>,
     /// `ALLOW_EVERYONE=true`: the two lists are not asked.
     pub everyone: bool,
+    /// Whom adapters vouch for, as for the members of a role. Not a setting.
+    pub vouched: Vouched,
+}
+
+/// Requesters whom an adapter vouches for in a channel at present: what allows them is known to their platform only.
+/// Clones are the same list.
+#[derive(Clone, Debug, Default)]
+pub struct Vouched(Arc<Mutex<BTreeSet<(RequesterId, ChannelId)>>>);
+
+impl Vouched {
+    /// People in channels that are remembered. Of more, some are forgotten until they write again.
+    const MAX: usize = 50_000;
+
+    /// To be told anew with each message: what allowed somebody may be gone.
+    pub fn set(&self, requester: &RequesterId, channel: &ChannelId, vouched: bool) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = (requester.clone(), channel.clone());
+        if !vouched {
+            list.remove(&entry);
+            return;
+        }
+        list.insert(entry);
+        if list.len() > Self::MAX {
+            list.pop_first();
+        }
+    }
+
+    pub fn has(&self, requester: &RequesterId, channel: &ChannelId) -> bool {
+        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !list.is_empty() && list.contains(&(requester.clone(), channel.clone()))
+    }
 }

@@ -174,6 +174,27 @@ keys! {
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
 
+    DISCORD_TOKEN: SecretString = value::secret, "secret", Nothing, "your-discord-bot-token",
+        "Token of the Discord bot; turns Discord on. `deploy/discord.md` tells how to get one.";
+    DISCORD_GUILD_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000000",
+        "Discord servers in which Jane listens; all that have invited her when not set. Who may ask is said elsewhere.";
+    DISCORD_ROLE_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000001",
+        "Discord roles whose members may ask, beside `ALLOWED_USER_IDS`. A role has no meaning in a direct message.";
+    DISCORD_BOT_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000002",
+        "Other Discord bots that may ask, and then only by mentioning Jane; all others are ignored.";
+    DISCORD_MESSAGE_CONTENT: bool = value::flag, "true or false", Value("false"), "true",
+        "Asks Discord for the text of messages that do not mention Jane. To be switched on in the developer portal, too.";
+    DISCORD_FOLLOW_UPS: bool = value::flag, "true or false", Value("true"), "false",
+        "In a thread that Jane opened, a message needs no mention. Takes effect with `DISCORD_MESSAGE_CONTENT=true`.";
+    DISCORD_CANARY_CHANNEL: String = value::id, "channel id", Nothing, "1180000000000000003",
+        "A Discord channel in which Jane posts a marked message now and then, to prove that she still hears.";
+    DISCORD_CANARY_EVERY: Duration = |text| value::span(text, SECOND, DAY), "time, 1s to 24h", Value("5m"), "15m",
+        "How often the marked message is posted.";
+    DISCORD_GATEWAY_URL: String = value::gateway_url, "URL, wss or ws", Nothing, "ws://127.0.0.1:9001",
+        "A gateway in place of Discord's own, for tests and proxies. Plain ws only to this machine.";
+    DISCORD_API_PROXY: String = value::loopback_name, "loopback host:port", Nothing, "127.0.0.1:9002",
+        "A server on this machine that takes Discord's REST requests over plain http, for tests and proxies.";
+
     ADMIN_LISTEN: SocketAddr = value::address, "address with port", Value("127.0.0.1:8470"), "0.0.0.0:8470",
         "Where the service tells whether it is ready (/healthz, /readyz) and takes what chats send by HTTP.";
     HOST_LISTEN: SocketAddr = value::loopback, "loopback address with port", Value("127.0.0.1:0"), "127.0.0.1:8317",

@@ -8,8 +8,8 @@ use super::keys::{self, Key};
 use super::reach::{self, Sprites};
 use super::source::{ConfigErrors, Source};
 use super::{
-    AccessConfig, AgentKind, AgentsConfig, AmpConfig, ClaudeConfig, Config, Grant, HostConfig, Isolation, Limits,
-    PoolConfig, SharingConfig, SpritesConfig,
+    AccessConfig, AgentKind, AgentsConfig, AmpConfig, CanaryConfig, ClaudeConfig, Config, DiscordConfig, Grant,
+    HostConfig, Isolation, Limits, PoolConfig, SharingConfig, SpritesConfig, Vouched,
 };
 
 impl Config {
@@ -46,7 +46,9 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
         admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
         everyone: source.get(&keys::ALLOW_EVERYONE).unwrap_or_default(),
+        vouched: Vouched::default(),
     };
+    let discord = discord(source);
     let debounce = source.get(&keys::DEBOUNCE);
     let admin_listen = source.get(&keys::ADMIN_LISTEN);
     let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
@@ -88,11 +90,37 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         pool: pool?,
         agents: agents?,
         access,
+        discord,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
         admin_listen: admin_listen?,
         data_dir,
         journal_path,
+    })
+}
+
+/// `None` without a token, or after a complaint.
+fn discord(source: &mut Source) -> Option<DiscordConfig> {
+    let guilds = source.get(&keys::DISCORD_GUILD_IDS).unwrap_or_default();
+    let roles = source.get(&keys::DISCORD_ROLE_IDS).unwrap_or_default();
+    let bots = source.get(&keys::DISCORD_BOT_IDS).unwrap_or_default();
+    let message_content = source.get(&keys::DISCORD_MESSAGE_CONTENT);
+    let follow_ups = source.get(&keys::DISCORD_FOLLOW_UPS);
+    let channel = source.get(&keys::DISCORD_CANARY_CHANNEL);
+    let every = source.get(&keys::DISCORD_CANARY_EVERY);
+    let gateway_url = source.get(&keys::DISCORD_GATEWAY_URL);
+    let api_proxy = source.get(&keys::DISCORD_API_PROXY);
+    let token = source.get(&keys::DISCORD_TOKEN)?;
+    Some(DiscordConfig {
+        token,
+        guilds,
+        roles,
+        bots,
+        message_content: message_content?,
+        follow_ups: follow_ups?,
+        canary: channel.zip(every).map(|(channel, every)| CanaryConfig { channel, every }),
+        gateway_url,
+        api_proxy,
     })
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Grant, Isolation, SpritesConfig};
+use super::{Config, DiscordConfig, Grant, Isolation, SpritesConfig};
 
 impl Config {
     /// Name and value of each setting in use.
@@ -78,6 +78,10 @@ impl Config {
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("ADMIN_USER_IDS", list(&self.access.admins));
+        match &self.discord {
+            None => line("DISCORD_TOKEN", "not set: Discord is off".into()),
+            Some(discord) => discord_lines(discord, &mut line),
+        }
         line("ALLOW_EVERYONE", self.access.everyone.to_string());
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
         line("ADMIN_LISTEN", self.admin_listen.to_string());
@@ -90,6 +94,28 @@ impl Config {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.effective().iter().try_for_each(|(name, value)| writeln!(f, "{name}={value}"))
+    }
+}
+
+fn discord_lines(discord: &DiscordConfig, line: &mut impl FnMut(&'static str, String)) {
+    line("DISCORD_TOKEN", set());
+    line(
+        "DISCORD_GUILD_IDS",
+        if discord.guilds.is_empty() { "not set: all servers".into() } else { list(&discord.guilds) },
+    );
+    line("DISCORD_ROLE_IDS", list(&discord.roles));
+    line("DISCORD_BOT_IDS", list(&discord.bots));
+    line("DISCORD_MESSAGE_CONTENT", discord.message_content.to_string());
+    line("DISCORD_FOLLOW_UPS", discord.follow_ups.to_string());
+    if let Some(canary) = &discord.canary {
+        line("DISCORD_CANARY_CHANNEL", canary.channel.clone());
+        line("DISCORD_CANARY_EVERY", time(canary.every));
+    }
+    if let Some(url) = &discord.gateway_url {
+        line("DISCORD_GATEWAY_URL", url.clone());
+    }
+    if let Some(proxy) = &discord.api_proxy {
+        line("DISCORD_API_PROXY", proxy.clone());
     }
 }
 

@@ -413,6 +413,23 @@ fn the_reference_names_every_setting() {
 }
 
 #[test]
+fn discords_token_leads_only_to_discord_or_to_this_machine() {
+    let token = ("DISCORD_TOKEN", "t0ken");
+    for (name, right, wrong) in [
+        ("DISCORD_GATEWAY_URL", "ws://127.0.0.1:9", "ws://gateway.example:9"),
+        ("DISCORD_GATEWAY_URL", "wss://gateway.example", "https://gateway.example"),
+        ("DISCORD_API_PROXY", "[::1]:9", "proxy.example:9"),
+        ("DISCORD_API_PROXY", "localhost:9", "localhost:9/path"),
+        ("DISCORD_CANARY_CHANNEL", "123", "123,456"),
+    ] {
+        assert!(load(&[token, (name, right)]).is_ok(), "{name}={right}");
+        let errors = load(&[token, (name, wrong)]).unwrap_err();
+        assert!(errors.to_string().contains(name), "{errors}");
+    }
+    assert!(load(&[]).unwrap().discord.is_none());
+}
+
+#[test]
 fn the_effective_settings_name_every_setting_in_use() {
     let file = std::env::current_exe().unwrap().display().to_string();
     let all = [
@@ -421,6 +438,14 @@ fn the_effective_settings_name_every_setting_in_use() {
             .unwrap()
             .to_string(),
         load(&[("SPRITES_TOKEN", "t0ken")]).unwrap().to_string(),
+        load(&[
+            ("DISCORD_TOKEN", "t0ken"),
+            ("DISCORD_CANARY_CHANNEL", "4"),
+            ("DISCORD_GATEWAY_URL", "ws://localhost:1"),
+            ("DISCORD_API_PROXY", "localhost:2"),
+        ])
+        .unwrap()
+        .to_string(),
     ]
     .concat();
     for about in keys::ALL.iter().filter(|about| about.name != "JANEBOT_CONFIG") {

@@ -174,6 +174,15 @@ pub(super) fn ids(text: &str) -> Parsed<BTreeSet<String>> {
     list(text).map(id).collect()
 }
 
+/// One id.
+pub(super) fn id(text: &str) -> Parsed<String> {
+    let mut ids = ids(text)?;
+    match (ids.pop_first(), ids.is_empty()) {
+        (Some(id), true) => Ok(id),
+        (_, _) => Err(format!("{} is not one id", shown(text))),
+    }
+}
+
 /// `ID=NUMBER` items.
 pub(super) fn weights(text: &str, max: u64) -> Parsed<BTreeMap<String, usize>> {
     let weight = |(at, part): (usize, &str)| {
@@ -290,6 +299,34 @@ pub(super) fn api_url(text: &str) -> Parsed<String> {
     match api.starts_with("http://") && !is_loopback(&api) {
         true => Err("it is plain http to another machine: the token could be read on the way".into()),
         false => Ok(api),
+    }
+}
+
+/// A WebSocket gateway, without a slash at its end. A token over plain ws can be read by everybody on the way.
+pub(super) fn gateway_url(text: &str) -> Parsed<String> {
+    let (secure, rest) = match (text.strip_prefix("wss://"), text.strip_prefix("ws://")) {
+        (Some(rest), _) => (true, rest),
+        (None, Some(rest)) => (false, rest),
+        (None, None) => return Err(format!("{} does not begin with wss:// or ws://", shown(text))),
+    };
+    // What may be in it is the same as in any URL.
+    let checked = url(&format!("http://{rest}"))?;
+    match secure || is_loopback(&checked) {
+        true => Ok(checked.replacen("http", if secure { "wss" } else { "ws" }, 1)),
+        false => Err("it is plain ws to another machine: the token could be read on the way".into()),
+    }
+}
+
+/// Host and port of a plain HTTP server on this machine.
+pub(super) fn loopback_name(text: &str) -> Parsed<String> {
+    let url = url(&format!("http://{text}")).map_err(|_| format!("{} is not a host and a port", shown(text)))?;
+    let name = url.trim_start_matches("http://");
+    if name.contains('/') || name.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return Err(format!("{} is not a host and a port, as in 127.0.0.1:9002", shown(text)));
+    }
+    match is_loopback(&url) {
+        true => Ok(name.to_owned()),
+        false => Err("it is another machine: the token could be read on the way".into()),
     }
 }
 
