@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::agent::install;
+use crate::app::App;
 use crate::app::machines::{self, Machines};
-use crate::app::{App, StartError};
 use crate::chat::terminal::ask::{self, Form, note};
 use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
 use crate::chat::text::one_line;
@@ -337,7 +337,7 @@ async fn terminal(command: Terminal, config: &Config, world: World, interrupts: 
 async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
     let (machines, token_file) = match Machines::serve_alone(config, &world).await {
         Ok(served) => served,
-        Err(error @ (StartError::Journal(_) | StartError::Actors(_) | StartError::Machines(_))) => {
+        Err(error) => {
             return complain(&error.to_string());
         }
     };

@@ -8,6 +8,8 @@
 pub mod build;
 pub mod claim;
 pub mod collect;
+mod hold;
+mod limit;
 pub mod scripts;
 pub mod state;
 pub mod stop;
@@ -345,6 +347,10 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
                 state.holds = None;
                 match end {
                     WorkEnd::Over => Event::JobOver(JobEnd::Ran),
+                    WorkEnd::Leaked { evidence } => {
+                        state.note = Some(evidence);
+                        Event::JobOver(JobEnd::Leaked)
+                    }
                     WorkEnd::Untouched(receipt) => {
                         state.receipt = Some(*receipt);
                         Event::JobOver(JobEnd::Untouched)

@@ -102,6 +102,8 @@ pub enum JobEnd {
     Ran,
     /// It never reached the sprite.
     Untouched,
+    /// It held a secret of the service, which no job should get.
+    Leaked,
     /// The sprite or the way to it failed before the agent's process existed.
     Unfit(Blame),
 }
@@ -195,6 +197,7 @@ impl Machine {
                     if self.turn { self.begin(Next::Build) } else { self.begin(Next::Restore) }
                 }
                 JobEnd::Untouched => self.begin(Next::Offer),
+                JobEnd::Leaked => self.quarantine(),
                 JobEnd::Unfit(Blame::Sprite) => self.failed(),
                 JobEnd::Unfit(Blame::Outside) => self.outage(Next::Restore),
             },
