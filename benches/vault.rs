@@ -107,7 +107,8 @@ impl Drop for Vault {
 type SentAt = Arc<Mutex<Option<Instant>>>;
 
 async fn provider(sent_at: SentAt) -> String {
-    const ANSWER: &str = r#"{"content":[{"type":"text","text":"hello"}],"usage":{"input_tokens":10,"output_tokens":5}}"#;
+    const ANSWER: &str =
+        r#"{"content":[{"type":"text","text":"hello"}],"usage":{"input_tokens":10,"output_tokens":5}}"#;
     let stream = move || {
         let sent_at = sent_at.clone();
         let events = futures_util::stream::once(async move {
@@ -118,7 +119,8 @@ async fn provider(sent_at: SentAt) -> String {
     };
     let answer = move |body: Bytes| async move {
         let is_stream = body.windows(6).any(|window| window == b"stream");
-        let (kind, body) = if is_stream { ("text/event-stream", stream()) } else { ("application/json", ANSWER.into()) };
+        let (kind, body) =
+            if is_stream { ("text/event-stream", stream()) } else { ("application/json", ANSWER.into()) };
         Response::builder().header("content-type", kind).body(body).expect("an answer")
     };
     let app = Router::new().route("/v1/messages", post(answer));

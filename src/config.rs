@@ -45,6 +45,8 @@ pub struct Config {
     pub debounce: Duration,
     /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
     pub drain_timeout: Duration,
+    /// `ADMIN_LISTEN`: where a service that serves chats shows how it is. Default `127.0.0.1:8470`.
+    pub admin_listen: SocketAddr,
     /// `DATA_DIR`: journal, embedded host's sprites, installed agents. Default `$XDG_STATE_HOME/janebot`.
     pub data_dir: PathBuf,
     /// `DATABASE_URL`: only `sqlite://PATH`. Default `DATA_DIR/journal.sqlite`.
@@ -341,4 +343,6 @@ pub struct AccessConfig {
     pub channels: BTreeSet<String>,
     /// `ADMIN_USER_IDS`: may stop anybody's job.
     pub admins: BTreeSet<String>,
+    /// `ALLOW_EVERYONE=true`: the two lists are not asked.
+    pub everyone: bool,
 }

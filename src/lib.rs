@@ -5,6 +5,7 @@
 //! the [`agent`] with a pass of the [`vault`], restores the sprite, proves that it is clean and offers itself again.
 //! `actors.md` draws the tree.
 
+pub mod admin;
 pub mod agent;
 pub mod app;
 pub mod chat;

@@ -9,6 +9,7 @@ pub mod build;
 pub mod claim;
 pub mod collect;
 mod hold;
+pub mod input;
 mod limit;
 pub mod scripts;
 pub mod state;

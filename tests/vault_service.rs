@@ -3,12 +3,39 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use janebot::config::{AgentKind, Config};
 use serde_json::Value;
+
+/// This program is the test and, by another name, the hostile agent in the sprite.
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    let name = Path::new(&words[0]).file_name().unwrap_or_default();
+    if name == "amp" || name == "claude" {
+        return play_agent();
+    }
+    let tests: [(&str, fn()); 5] = [
+        ("a_job_that_dumps_all_it_can_see_finds_no_key", a_job_that_dumps_all_it_can_see_finds_no_key),
+        ("an_answer_that_holds_a_secret_is_held", an_answer_that_holds_a_secret_is_held),
+        ("limits_end_a_job_with_the_reason", limits_end_a_job_with_the_reason),
+        ("the_real_claude_runs_without_its_key", the_real_claude_runs_without_its_key),
+        ("the_real_amp_runs_without_its_key", the_real_amp_runs_without_its_key),
+    ];
+    let filters: Vec<&String> = words[1..].iter().filter(|word| !word.starts_with('-')).collect();
+    let mut failed = false;
+    for (name, test) in tests {
+        if words.iter().any(|word| word == "--list") {
+            println!("{name}: test");
+        } else if filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())) {
+            let result = std::panic::catch_unwind(test);
+            println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
+            failed |= result.is_err();
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
 
 /// Looks like a key, and is nowhere but in the settings of the service and in the providers of these tests.
 const KEY: &str = "sgamp-real-7Hk2LwX9sTtR5vB8nYc4dE6gJ1pM3zQ0uW";
@@ -56,29 +83,35 @@ impl Jane {
     }
 }
 
-/// A program that stands in for an agent's: it runs the prompt as a script and says how it went in the agent's words.
-fn agent_program(folder: &Path) -> PathBuf {
-    let program = folder.join("agent");
-    let script = r#"#!/bin/bash
-[ "$1" = --version ] && { echo 1.0-test; exit 0; }
-cat > "$HOME/prompt.sh"
-bash "$HOME/prompt.sh" > "$JANEBOT_OUTPUT/said.txt" 2>&1
-echo '{"type":"assistant","message":{"id":"m1","role":"assistant","content":[{"type":"text","text":"done"}],"usage":{"input_tokens":700,"output_tokens":80}}}'
-echo '{"type":"result","subtype":"success","is_error":false,"num_turns":1,"result":"done"}'
-"#;
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    program
+/// What this program is when it is installed as an agent: it runs the prompt as a script, and says how it went in the
+/// agents' own words.
+fn play_agent() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("--version") {
+        println!("1.0-test");
+        return ExitCode::SUCCESS;
+    }
+    let mut prompt = String::new();
+    std::io::Read::read_to_string(&mut std::io::stdin(), &mut prompt).unwrap();
+    let ran = Command::new("bash").args(["-c", &prompt]).stdin(Stdio::null()).output().unwrap();
+    let output = std::env::var_os("JANEBOT_OUTPUT").unwrap();
+    std::fs::write(Path::new(&output).join("said.txt"), [ran.stdout, ran.stderr].concat()).unwrap();
+    println!(
+        r#"{{"type":"assistant","message":{{"id":"m1","role":"assistant","content":[{{"type":"text","text":"done"}}],"usage":{{"input_tokens":700,"output_tokens":80}}}}}}"#
+    );
+    println!(r#"{{"type":"result","subtype":"success","is_error":false,"num_turns":1,"result":"done"}}"#);
+    ExitCode::SUCCESS
+}
+
+/// This program, to be installed as an agent.
+fn agent_program() -> String {
+    std::env::current_exe().unwrap().to_str().unwrap().to_owned()
 }
 
 /// All that a program in a sprite can look at: environment, processes, files, names.
 const DUMP: &str = r#"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr "\0" "\n"; env; set; find / -xdev -type f -size -64k -not -path "/usr/*" -not -path "/proc/*" -not -path "/sys/*" -not -path "$JANEBOT_OUTPUT/*" 2>/dev/null | head -3000 | xargs -d "\n" cat 2>/dev/null; find / -xdev -name "*sgamp*" 2>/dev/null; for name in ampcode.com api.anthropic.com localhost vault.janebot.internal amp.janebot.internal; do getent hosts $name && echo "name $name leads somewhere"; done"#;
 
-#[test]
-fn a_job_that_dumps_all_it_can_see_finds_a_token_of_its_own_and_no_key() {
-    let folder = tempfile::tempdir().unwrap();
-    let program = agent_program(folder.path());
-    let program = program.to_str().unwrap();
+fn a_job_that_dumps_all_it_can_see_finds_no_key() {
+    let program = &agent_program();
     // Nothing listens there: whether the provider answers is not what is tried here.
     let env = [("ANTHROPIC_API_KEY", KEY), ("CLAUDE_PATH", program), ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")];
     let Some(jane) = Jane::new(&env) else { return };
@@ -107,11 +140,10 @@ fn a_job_that_dumps_all_it_can_see_finds_a_token_of_its_own_and_no_key() {
     assert!(later.contains("old: HTTP/1.1 401") && later.contains("own: HTTP/1.1 502"), "{later}");
 }
 
-#[test]
-fn an_answer_that_holds_a_secret_is_held_and_its_runner_quarantined() {
-    let folder = tempfile::tempdir().unwrap();
-    let program = agent_program(folder.path());
-    let env = [("AMP_API_KEY", KEY), ("AMP_PATH", program.to_str().unwrap())];
+/// And its runner is quarantined, with evidence.
+fn an_answer_that_holds_a_secret_is_held() {
+    let program = &agent_program();
+    let env = [("AMP_API_KEY", KEY), ("AMP_PATH", program)];
     let Some(jane) = Jane::new(&env) else { return };
     for (prompt, place) in [
         (format!("echo {KEY}"), "as it is"),
@@ -131,11 +163,9 @@ fn an_answer_that_holds_a_secret_is_held_and_its_runner_quarantined() {
     }
 }
 
-#[test]
-fn limits_of_a_job_and_of_a_day_end_it_with_the_reason_and_what_was_used() {
-    let folder = tempfile::tempdir().unwrap();
-    let program = agent_program(folder.path());
-    let program = program.to_str().unwrap();
+/// And with what was used; those of a day before the job starts.
+fn limits_end_a_job_with_the_reason() {
+    let program = &agent_program();
     let env = [("AMP_API_KEY", KEY), ("AMP_PATH", program), ("MAX_TOKENS_PER_JOB", "500")];
     let Some(jane) = Jane::new(&env) else { return };
     let (answer, log, _) = jane.ask("amp", "true");
@@ -273,12 +303,10 @@ fn a_real_agent_runs_without_its_key(script: &str, agent: &str, url_key: &str, a
     assert!(!journal.windows(KEY.len()).any(|window| window == KEY.as_bytes()), "the journal holds no key");
 }
 
-#[test]
 fn the_real_claude_runs_without_its_key() {
     a_real_agent_runs_without_its_key("fake_llm.py", "claude", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY");
 }
 
-#[test]
 fn the_real_amp_runs_without_its_key() {
     a_real_agent_runs_without_its_key("fake_amp.py", "amp", "AMP_URL", "AMP_API_KEY");
 }

@@ -192,6 +192,8 @@ keys! {
         "Chat channels in which everybody may ask.";
     ADMIN_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH",
         "Chat users who may stop anybody's job; everybody may stop their own.";
+    ALLOW_EVERYONE: bool = value::flag, "true or false", Value("false"), "true",
+        "Lets everybody who can write to Jane in a chat use her, listed or not.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
     NETWORK_PRESETS: BTreeSet<Preset> = value::presets, "list of amp-direct, packages", Nothing, "packages",
@@ -200,6 +202,8 @@ keys! {
     CHANNEL_ALLOWED_HOSTS: BTreeMap<String, BTreeSet<String>> = value::channel_hosts, "list of id=host name", Nothing,
         "C024BE91L=git.example.com", "Names that jobs of one channel may reach beside all others'.";
 
+    ADMIN_LISTEN: SocketAddr = value::address, "address with port", Value("127.0.0.1:8470"), "0.0.0.0:8470",
+        "Where the service tells whether it is ready (/healthz, /readyz) and takes what chats send by HTTP.";
     HOST_LISTEN: SocketAddr = value::loopback, "loopback address with port", Value("127.0.0.1:0"), "127.0.0.1:8317",
         "Where the embedded host serves the Sprites API; port 0 picks a free one.";
     HOST_ROOTFS: PathBuf = value::folder, "absolute path", Nothing, "/srv/janebot/rootfs",

@@ -46,8 +46,10 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         users: source.get(&keys::ALLOWED_USER_IDS).unwrap_or_default(),
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
         admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
+        everyone: source.get(&keys::ALLOW_EVERYONE).unwrap_or_default(),
     };
     let debounce = source.get(&keys::DEBOUNCE);
+    let admin_listen = source.get(&keys::ADMIN_LISTEN);
     let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
     let isolation =
         source.get(&keys::ALLOW_LOCAL_EXECUTION).map(|off| if off { Isolation::Off } else { Isolation::Full });
@@ -98,6 +100,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         secrets,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
+        admin_listen: admin_listen?,
         data_dir,
         journal_path,
     })

@@ -94,6 +94,7 @@ impl Config {
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("ADMIN_USER_IDS", list(&self.access.admins));
+        line("ALLOW_EVERYONE", self.access.everyone.to_string());
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
         line(
             "NETWORK_PRESETS",
@@ -103,6 +104,7 @@ impl Config {
             hosts.iter().map(|host| format!("{id}={host}")).collect::<Vec<_>>()
         };
         line("CHANNEL_ALLOWED_HOSTS", list(&self.network.channels.iter().flat_map(hosts).collect()));
+        line("ADMIN_LISTEN", self.admin_listen.to_string());
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));
         lines

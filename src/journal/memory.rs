@@ -43,6 +43,8 @@ pub enum Call {
     KeepFile,
     File,
     DropStrayFiles,
+    Kept,
+    Keep,
     Runner,
     Built,
     Clean,
@@ -84,6 +86,7 @@ struct Tables {
     outgoing: Vec<OutgoingRow>,
     files: BTreeMap<String, Bytes>,
     usage: BTreeMap<JobId, Used>,
+    kept: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for MemoryJournal {
@@ -424,6 +427,20 @@ impl Journal for MemoryJournal {
             let open = tables.outgoing.iter().filter(|row| row.state == OutgoingState::Open);
             let open: BTreeSet<&str> = open.map(|row| row.outgoing.key.as_str()).collect();
             tables.files.retain(|key, _| open.contains(key.as_str()));
+            Ok(())
+        })
+    }
+
+    async fn kept(&self, name: &str) -> Result<Option<String>> {
+        self.call(Call::Kept, |tables| Ok(tables.kept.get(name).cloned()))
+    }
+
+    async fn keep(&self, name: &str, value: Option<&str>) -> Result<()> {
+        self.call(Call::Keep, |tables| {
+            match value {
+                Some(value) => tables.kept.insert(name.to_owned(), value.to_owned()),
+                None => tables.kept.remove(name),
+            };
             Ok(())
         })
     }

@@ -13,7 +13,7 @@ use tracing::{Instrument, info_span, warn};
 use super::build::BuildPlan;
 use super::build::Ready;
 use super::state::Blame;
-use super::{Context, RunnerMsg, Trouble, collect, hold, limit, scripts, stop, verify};
+use super::{Context, RunnerMsg, Trouble, collect, hold, input, limit, scripts, stop, verify};
 use crate::agent::{AgentEvent, AgentReader, AgentResult, JobFile, Launch, Usage};
 use crate::job::JobSpec;
 use crate::journal::Journal;
@@ -109,6 +109,20 @@ pub async fn work<S: Sprites, J: Journal>(
         Some(Err(trouble)) => return hand_back(&context, granted, trouble).await,
         Some(Ok(())) => {}
     }
+    let brought = tokio::select! {
+        biased;
+        () = ticket.cancelled() => None,
+        brought = input::bring(&context.sprites, &context.name, &spec.files) => Some(brought),
+    };
+    let mut notes = match brought {
+        None => {
+            ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
+            return WorkEnd::Over;
+        }
+        Some(Err(error)) => return hand_back(&context, granted, error.into()).await,
+        Some(Ok(notes)) => notes,
+    };
+    notes.extend(earlier_tries(&granted));
     let check_took = began.elapsed();
 
     ticket.tell(JobEvent::Started { receipt: Box::new(receipt.clone()) });
@@ -127,7 +141,7 @@ pub async fn work<S: Sprites, J: Journal>(
         Err(error) => {
             let ended = RunEnd::OutcomeUnknown { message: error.to_string() };
             let mut report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
-            report.notes.extend(earlier_tries(&granted));
+            report.notes = notes;
             ticket.tell(JobEvent::Finished(Box::new(report)));
             return WorkEnd::Over;
         }
@@ -156,7 +170,7 @@ pub async fn work<S: Sprites, J: Journal>(
         (report.files, report.notes) = (collected.files, collected.notes);
         report.collect = began.elapsed();
     }
-    report.notes.extend(earlier_tries(&granted));
+    report.notes.extend(notes);
     let used = counted.clone().map(|usage| Used { usage, counted_by: CountedBy::Vault });
     let used = used.or_else(|| said(&report.ended).map(|usage| Used { usage, counted_by: CountedBy::Agent }));
     if used.as_ref().is_some_and(|used| used.counted_by == CountedBy::Agent) && budget != Budget::default() {
