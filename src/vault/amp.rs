@@ -19,11 +19,13 @@ const RPCS: [&str; 7] = [
     "archiveThread",
 ];
 
-/// The parameters of the WebSocket's query, and the value that each must have; the thread's varies.
-const SOCKET_QUERY: [(&str, Option<&str>); 4] = [
+/// The parameters of the WebSocket's query, and the value that each must have; the thread's varies, and so does the
+/// publishable token of Amp's gateway, which is in the CLI and is sent to every host but localhost.
+const SOCKET_QUERY: [(&str, Option<&str>); 5] = [
     ("rvt-namespace", Some("default")),
     ("rvt-method", Some("get")),
     ("rvt-key", None),
+    ("rvt-token", None),
     ("rvt-skip-ready-wait", Some("true")),
 ];
 
@@ -294,6 +296,8 @@ mod tests {
         let query = format!("rvt-namespace=default&rvt-method=get&rvt-key={OWN}&rvt-skip-ready-wait=true");
         let params = r#"{"wsToken":"ours","clientApplication":{"name":"CLI ä"},"transport":"json-rpc"}"#;
         let protocols = format!("rivet, rivet_encoding.bare, {PARAMS}{}, last", utf8_percent_encode(params, COMPONENT));
+        let elsewhere = Socket::read(Some(&format!("{query}&rvt-token=pk_Ab9")), &protocols);
+        assert_eq!(elsewhere.unwrap().thread, OWN, "the CLI sends this to every host but localhost");
         let socket = Socket::read(Some(&query), &protocols).unwrap();
         assert_eq!((socket.thread.as_str(), socket.token.as_str()), (OWN, "ours"));
         let sent = socket.with_token("real");

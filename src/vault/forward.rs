@@ -216,6 +216,7 @@ async fn pass_on(forward: &Forward, found: &Found, mut request: Request<Incoming
                 sending.await.map_err(|error| if is_length(&error) { Refusal::TooLarge } else { error.into() })?;
             Ok(stream(open, answer, counts, permit))
         }
+        Kind::Kept => Ok(Response::new(answer::whole("{}"))),
         Kind::AmpRpc => {
             let body = amp::rpc(query.as_deref(), &checked(request).await?, owns)?;
             let answer = send(upstream, method, url, headers, body).await?;
@@ -318,6 +319,7 @@ fn outgoing(incoming: &HeaderMap, upstream: &Upstream, kind: Kind) -> HeaderMap 
     }
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     match kind {
+        Kind::Kept => {}
         Kind::Model | Kind::Plain | Kind::AmpRpc | Kind::AmpThreads => {
             headers.insert(upstream.provider.key.header(), upstream.key.clone());
         }

@@ -55,6 +55,8 @@ pub enum Kind {
     Model,
     /// Passed on and not counted.
     Plain,
+    /// Answered here and told to nobody.
+    Kept,
     /// Amp's remote calls: the method's name is checked.
     AmpRpc,
     /// Makes or opens an Amp thread: the answer names the thread, and the socket's credential.
@@ -84,6 +86,7 @@ pub static AMP: Provider = Provider {
     calls: &[
         call(Method::POST, "/api/internal", Kind::AmpRpc),
         call(Method::POST, "/api/thread-actors", Kind::AmpThreads),
+        call(Method::POST, "/api/telemetry", Kind::Kept),
         call(Method::GET, "/actors/gateway/threadActor/websocket/", Kind::AmpSocket),
     ],
 };

@@ -115,6 +115,8 @@ async fn no_job_reaches_another_thread_or_another_jobs_socket() {
         let answer = rig.ask(&pass, line, &body).await;
         assert_eq!(status(&answer), "403", "{line} {body}: {answer}");
     }
+    let answer = rig.ask(&pass, "POST /api/telemetry", r#"{"what":"a job does"}"#).await;
+    assert_eq!(status(&answer), "200", "it is taken, and told to nobody: {answer}");
     // Another job may not open this one's thread either.
     let answer = rig.ask(&other, "POST /api/thread-actors", &format!(r#"{{"threadId":"{THREAD}"}}"#)).await;
     assert_eq!(status(&answer), "403", "{answer}");
