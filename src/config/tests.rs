@@ -403,7 +403,8 @@ fn in_the_cloud_the_vault_is_public_or_the_keys_are_in_the_sprites_by_choice() {
 fn what_a_sprite_can_t_reach_is_refused() {
     let cloud = ("SPRITES_TOKEN", "t0ken");
     let open = ("ALLOW_KEY_IN_SPRITE", "true");
-    let table: [(&[(&str, &str)], &str, &str); 6] = [
+    type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+    let table: [Row; 6] = [
         (&[("AMP_URL", "http://192.168.1.2:80"), cloud, open], "AMP_URL", "cloud can't reach"),
         (&[("AMP_URL", "https://127.0.0.1"), cloud, open], "AMP_URL", "cloud can't reach"),
         (&[("AMP_URL", "http://amp.example.com"), cloud, open], "AMP_URL", "plain http"),

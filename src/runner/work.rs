@@ -203,7 +203,7 @@ pub async fn work<S: Sprites, J: Journal>(
 /// What the vault counted, where the model's traffic passed it.
 fn counted(pass: &Pass) -> Option<Usage> {
     let spent = pass.spent();
-    (spent.turns > 0).then(|| Usage {
+    (spent.turns > 0).then_some(Usage {
         turns: spent.turns,
         input_tokens: spent.tokens.input,
         cached_input_tokens: spent.tokens.cached,
