@@ -343,6 +343,30 @@ async fn claude_is_asked_for_the_configured_model() {
     assert!(std::fs::read_to_string(&stage.log).unwrap().contains("claude-sonnet-4-5"));
 }
 
+/// Hooks, permissions and MCP servers of a repository would be its author's, not the operator's.
+#[tokio::test]
+async fn claude_runs_nothing_that_a_repository_brings() {
+    let Some(stage) = Stage::set(AgentKind::Claude).await else { return };
+    let mark = |name: &str| stage.path(name).display().to_string();
+    let hook =
+        |name: &str| serde_json::json!([{"hooks": [{"type": "command", "command": format!("touch {}", mark(name))}]}]);
+    let settings = serde_json::json!({"hooks": {"SessionStart": hook("hooked"), "UserPromptSubmit": hook("hooked")}});
+    std::fs::create_dir(stage.path("work/.claude")).unwrap();
+    for name in ["settings.json", "settings.local.json"] {
+        std::fs::write(stage.path("work/.claude").join(name), settings.to_string()).unwrap();
+    }
+    let servers = serde_json::json!({"mcpServers": {"evil": {"command": "touch", "args": [mark("served")]}}});
+    std::fs::write(stage.path("work/.mcp.json"), servers.to_string()).unwrap();
+    assert_eq!(answered(&stage.run("@@say hello").await).0, "hello");
+    assert!(!stage.path("hooked").exists() && !stage.path("served").exists());
+
+    // The same hook in the user's own settings, which the sprite has none of: so it would have shown.
+    std::fs::create_dir_all(stage.path(".claude")).unwrap();
+    std::fs::write(stage.path(".claude/settings.json"), settings.to_string()).unwrap();
+    stage.run("@@say hello").await;
+    assert!(stage.path("hooked").exists());
+}
+
 #[tokio::test]
 async fn a_script_runs_with_its_input_closed_and_its_output_is_the_answer() {
     let stage = Stage::set(AgentKind::Shell).await.unwrap();

@@ -16,11 +16,14 @@ fn main() -> ExitCode {
     if name == "amp" || name == "claude" {
         return play_agent();
     }
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 8] = [
         ("a_job_that_dumps_all_it_can_see_finds_no_key", a_job_that_dumps_all_it_can_see_finds_no_key),
         ("an_answer_that_holds_a_secret_is_held", an_answer_that_holds_a_secret_is_held),
         ("limits_end_a_job_with_the_reason", limits_end_a_job_with_the_reason),
+        ("a_channels_own_hosts_are_open_to_its_jobs_alone", a_channels_own_hosts_are_open_to_its_jobs_alone),
+        ("machines_of_another_process_reach_the_same_vault", machines_of_another_process_reach_the_same_vault),
         ("the_real_claude_runs_without_its_key", the_real_claude_runs_without_its_key),
+        ("the_real_claude_is_stopped_at_its_limit", the_real_claude_is_stopped_at_its_limit),
         ("the_real_amp_runs_without_its_key", the_real_amp_runs_without_its_key),
     ];
     let filters: Vec<&String> = words[1..].iter().filter(|word| !word.starts_with('-')).collect();
@@ -201,6 +204,47 @@ fn limits_end_a_job_with_the_reason() {
     assert!(answer["message"].as_str().unwrap().contains("1560 tokens"), "{answer}");
 }
 
+fn a_channels_own_hosts_are_open_to_its_jobs_alone() {
+    let env = [("CHANNEL_ALLOWED_HOSTS", "local=git.example.com,C1=other.example.com")];
+    let Some(jane) = Jane::new(&env) else { return };
+    let names = "for name in git.example.com other.example.com; do getent hosts $name; done; echo looked";
+    let (answer, log, _) = jane.ask("shell", names);
+    let said = answer["answer"].as_str().unwrap_or_else(|| panic!("{answer}\n{log}"));
+    assert!(said.contains("git.example.com") && !said.contains("other.example.com"), "{said}");
+    assert_eq!(answer["receipt"]["allowed_hosts"], serde_json::json!(["git.example.com"]));
+    // The restore took it back.
+    let jane = Jane { env: BTreeMap::new(), ..jane };
+    let (answer, ..) = jane.ask("shell", names);
+    assert_eq!(answer["answer"].as_str().map(str::trim), Some("looked"), "{answer}");
+}
+
+fn machines_of_another_process_reach_the_same_vault() {
+    let Some(host) = Jane::new(&[]) else { return };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut machines = host.command(&["host"]).env("VAULT_LISTEN", &port).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(machines.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let url = lines.next().unwrap().trim_start_matches("SPRITES_API_URL=").to_owned();
+    let file = lines.next().unwrap().trim_start_matches("# The token is in ").trim_end_matches(':').to_owned();
+    let token = std::fs::read_to_string(file).unwrap();
+    let program = &agent_program();
+    let env = [
+        ("SPRITES_API_URL", url.as_str()),
+        ("SPRITES_TOKEN", &token),
+        ("RUNNER_PREFIX", "far"),
+        ("VAULT_LISTEN", &port),
+        ("ANTHROPIC_API_KEY", KEY),
+        ("CLAUDE_PATH", program),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9"),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let jane = Jane { data: tempfile::tempdir().unwrap(), env };
+    let prompt = r#"exec 3<>/dev/tcp/vault.janebot.internal/80 && printf "POST /v1/messages HTTP/1.1\r\nhost: v\r\nx-api-key: $ANTHROPIC_API_KEY\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}" >&3 && head -1 <&3"#;
+    let (answer, log, said) = jane.ask("claude", prompt);
+    let _ = machines.kill();
+    let _ = machines.wait();
+    assert!(said.contains("HTTP/1.1 502"), "{said}\n{answer}\n{log}");
+}
+
 /// A server that plays the model of a real agent and takes only [`KEY`]; its log tells what it was sent.
 struct Model {
     child: Child,
@@ -305,6 +349,26 @@ fn a_real_agent_runs_without_its_key(script: &str, agent: &str, url_key: &str, a
 
 fn the_real_claude_runs_without_its_key() {
     a_real_agent_runs_without_its_key("fake_llm.py", "claude", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY");
+}
+
+fn the_real_claude_is_stopped_at_its_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("asked.ndjson");
+    let Some(model) = Model::start("fake_llm.py", &log) else { return };
+    let program = match program("claude") {
+        Ok(program) => program,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
+    let env = [("ANTHROPIC_BASE_URL", model.url.as_str()), ("ANTHROPIC_API_KEY", KEY), ("CLAUDE_PATH", &program)];
+    let Some(jane) = Jane::new(&[&env[..], &[("MAX_TURNS_PER_JOB", "2")]].concat()) else { return };
+    let (answer, said, _) = jane.ask("claude", "@@say One.\n@@bash true\n@@say Two.\n@@bash true\n@@say Three.");
+    assert_eq!((&answer["outcome"], &answer["reason"]), (&"failed".into(), &"limit".into()), "{answer}\n{said}");
+    let message = answer["message"].as_str().unwrap();
+    assert!(
+        message.contains("MAX_TURNS_PER_JOB") && message.contains("2 calls") && message.contains("Two."),
+        "{message}"
+    );
+    assert_eq!(answer["usage"]["turns"], 2, "{answer}");
 }
 
 fn the_real_amp_runs_without_its_key() {
