@@ -102,7 +102,9 @@ impl App {
         let machines = Machines::connect(config, vault.as_ref().map(|vault| vault.address), &world).await?;
         machines.try_out(&config.pool.prefix, &deployment, &world).await?;
         let plan = machines::plan(config, &machines, vault.as_ref().map(|vault| &vault.handle));
-        for warning in &plan.warnings {
+        let settings_warn = config.warnings();
+        let receipts_warn = plan.warnings.iter().filter(|warning| !settings_warn.contains(warning));
+        for warning in settings_warn.iter().chain(receipts_warn) {
             tracing::warn!("{warning}");
         }
         let (plans, plan) = current::channel(Arc::new(plan));

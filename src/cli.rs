@@ -221,7 +221,9 @@ fn complain(problem: &str) -> Exit {
 
 fn print_config(config: &Config) -> Exit {
     // A reader who has seen enough closes the pipe.
-    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
+    let risky: String = config.warnings().iter().map(|warning| format!("# Careful: {warning}\n")).collect();
+    let reference = config::reference();
+    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}{risky}\n# What can be set\n\n{reference}");
     Exit::Answered
 }
 

@@ -53,6 +53,29 @@ pub struct Config {
     pub journal_path: PathBuf,
 }
 
+impl Config {
+    /// The hosts that sprites may reach by these settings, beside what their agents need. Channels' own are not among
+    /// them.
+    pub fn extra_hosts(&self) -> BTreeSet<String> {
+        let presets = self.network.presets.iter().flat_map(|preset| preset.hosts());
+        self.pool.extra_hosts.iter().cloned().chain(presets.map(|host| (*host).to_owned())).collect()
+    }
+
+    /// What is risky in these settings, in sentences for the operator.
+    pub fn warnings(&self) -> Vec<String> {
+        let hosts = self.extra_hosts();
+        let mut found = risks(hosts.iter().chain(self.network.channels.values().flatten()).map(String::as_str));
+        if self.vault.keys == KeysAt::Sprite && (self.agents.amp.is_some() || self.agents.claude.is_some()) {
+            found.push(KEY_IN_SPRITE.into());
+        }
+        found
+    }
+}
+
+/// What is said at start and in each receipt where a sprite has the key.
+pub const KEY_IN_SPRITE: &str =
+    "the agent's API key is in the sprite while it runs, where the agent's programs can read it";
+
 /// Which machines to use.
 #[derive(Clone, Debug)]
 pub enum SpritesConfig {

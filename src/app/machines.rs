@@ -150,7 +150,7 @@ pub fn plan(config: &Config, machines: &Machines, vault: Option<&VaultHandle>) -
     let (access, agents) = keys::access(config, vault);
     let isolation = machines.isolation;
     let mut versions = BTreeMap::new();
-    let mut hosts = config.pool.extra_hosts.clone();
+    let mut hosts = config.extra_hosts();
     let mut warnings = Vec::new();
     if isolation == "none" {
         warnings.push("no isolation: the agent's programs run as this user on this machine".to_owned());
@@ -161,21 +161,12 @@ pub fn plan(config: &Config, machines: &Machines, vault: Option<&VaultHandle>) -
     if let Some(claude) = &agents.claude {
         versions.insert(AgentKind::Claude, version(&claude.version, claude.path.as_deref()));
     }
-    for preset in &config.network.presets {
-        hosts.extend(preset.hosts().iter().map(|host| (*host).to_owned()));
-    }
-    let channels = config.network.channels.values().flatten();
-    for risk in config::risks(hosts.iter().chain(channels).map(String::as_str)) {
-        tracing::warn!("{risk}");
-    }
     if !versions.is_empty() {
         match config.vault.keys {
             KeysAt::Vault | KeysAt::Loopback | KeysAt::Public(_) => hosts.extend(config.vault.host()),
             KeysAt::Sprite => {
                 hosts.extend(agents.hosts_needed());
-                warnings.push(
-                    "the agent's API key is in the sprite while it runs, where the agent's programs can read it".into(),
-                );
+                warnings.push(config::KEY_IN_SPRITE.into());
             }
         }
     }

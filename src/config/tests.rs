@@ -390,10 +390,14 @@ fn in_the_cloud_the_vault_is_public_or_the_keys_are_in_the_sprites_by_choice() {
     assert!(refused.contains("PUBLIC_URL (not set)") && refused.contains("ALLOW_KEY_IN_SPRITE=true"), "{refused}");
     assert_eq!(cloud(&[]).unwrap().vault.keys, KeysAt::Sprite, "without a key there is nothing to decide");
     let public = cloud(&[key, ("PUBLIC_URL", "https://jane.example.com")]).unwrap().vault;
+    let risky = load(&[("NETWORK_PRESETS", "amp-direct"), ("CHANNEL_ALLOWED_HOSTS", "C1=github.com")]).unwrap();
+    assert_eq!(risky.warnings().len(), Preset::AmpDirect.hosts().len() + 1);
+    assert!(load(&[("NETWORK_PRESETS", "packages"), key]).unwrap().warnings().is_empty());
     assert_eq!(public.listen, "127.0.0.1:8320".parse().unwrap());
     assert_eq!(public.host().as_deref(), Some("jane.example.com"));
     assert_eq!(public.url(public.listen).as_deref(), Some("https://jane.example.com"));
     let open = cloud(&[key, ("ALLOW_KEY_IN_SPRITE", "true")]).unwrap();
+    assert!(open.warnings().iter().any(|warning| warning.contains("key is in the sprite")), "{:?}", open.warnings());
     assert_eq!((open.vault.keys, open.agents.hosts_needed()), (KeysAt::Sprite, vec!["ampcode.com".to_owned()]));
     let both = cloud(&[key, ("ALLOW_KEY_IN_SPRITE", "true"), ("PUBLIC_URL", "https://jane.example.com")]).unwrap();
     assert_eq!(both.vault.keys, KeysAt::Public("https://jane.example.com".into()), "the safer one");

@@ -308,6 +308,15 @@ mod tests {
     }
 
     #[test]
+    fn a_runner_that_gave_away_a_secret_is_quarantined_and_then_built_anew() {
+        use Event::*;
+        let (mut machine, steps) = run(&[Unknown, Built, Verified, Granted, JobStarted, JobOver(JobEnd::Leaked)]);
+        assert_eq!(steps[5], Next::Quarantine(FIRST_REST));
+        assert!(!machine.is_lendable());
+        assert_eq!(machine.on(Timer), Next::Build);
+    }
+
+    #[test]
     fn a_sprite_that_keeps_failing_is_quarantined_and_tried_again_later() {
         let mut machine = Machine::new();
         machine.on(Event::Unknown);

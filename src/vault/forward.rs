@@ -359,10 +359,10 @@ async fn send(
 fn head(status: StatusCode, from: &HeaderMap, upstream: &Upstream) -> Response<()> {
     let mut answer = Response::new(());
     *answer.status_mut() = status;
+    let repeats = Repeats::of(&upstream.secret);
     for (name, value) in from {
-        let repeats = Repeats::of(&upstream.secret).is_in(value.as_bytes());
         let kept = name == header::CONTENT_LENGTH || !is_private(name);
-        if kept && !repeats && name != header::SET_COOKIE && name != header::LOCATION {
+        if kept && !repeats.is_in(value.as_bytes()) && name != header::SET_COOKIE && name != header::LOCATION {
             answer.headers_mut().append(name, value.clone());
         }
     }

@@ -83,7 +83,7 @@ impl Secrets {
 
     /// Begins to look through something.
     pub fn scan(&self) -> Scan {
-        Scan { needles: self.0.clone(), tail: Vec::new(), decoded: Vec::new(), escape: Escape::default() }
+        Scan { needles: self.0.clone(), tail: Vec::new(), decoded: None, escape: Escape::default() }
     }
 
     /// Looks through one text.
@@ -103,8 +103,8 @@ pub struct Scan {
     needles: Arc<Needles>,
     /// Letters and digits before the next piece, as many as a pattern might still need.
     tail: Vec<u8>,
-    /// The same of the text with its URL escapes decoded.
-    decoded: Vec<u8>,
+    /// The same of the text with its URL escapes decoded, from the first escape on.
+    decoded: Option<Vec<u8>>,
     escape: Escape,
 }
 
@@ -115,11 +115,11 @@ impl Scan {
             return None;
         }
         bytes.chunks(STEP).find_map(|part| {
+            if self.decoded.is_none() && memchr::memchr(b'%', part).is_some() {
+                self.decoded = Some(self.tail.clone());
+            }
             let found = search(&self.needles, &mut self.tail, part);
-            found.or_else(|| {
-                let part = self.escape.decode(part);
-                search(&self.needles, &mut self.decoded, &part)
-            })
+            found.or_else(|| search(&self.needles, self.decoded.as_mut()?, &self.escape.decode(part)))
         })
     }
 }
