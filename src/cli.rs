@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::admin;
 use crate::agent::install;
 use crate::app::machines::{self, Machines};
-use crate::app::{App, Serving, StartError};
+use crate::app::{App, Serving};
 use crate::chat;
 use crate::chat::adapter::Adapter;
 use crate::chat::terminal::ask::{self, Form, note};
@@ -228,7 +228,9 @@ fn complain(problem: &str) -> Exit {
 
 fn print_config(config: &Config) -> Exit {
     // A reader who has seen enough closes the pipe.
-    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
+    let risky: String = config.warnings().iter().map(|warning| format!("# Careful: {warning}\n")).collect();
+    let reference = config::reference();
+    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}{risky}\n# What can be set\n\n{reference}");
     Exit::Answered
 }
 
@@ -390,7 +392,7 @@ async fn serve(adapters: Vec<Box<dyn Adapter>>, config: &Config, world: World, i
 async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
     let (machines, token_file) = match Machines::serve_alone(config, &world).await {
         Ok(served) => served,
-        Err(error @ (StartError::Journal(_) | StartError::Actors(_) | StartError::Machines(_))) => {
+        Err(error) => {
             return complain(&error.to_string());
         }
     };

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::AgentKind;
 use super::value::{self, DatabaseUrl};
+use super::{AgentKind, Preset};
 
 /// What people are told about a setting.
 pub(super) struct About {
@@ -55,6 +55,8 @@ const MAX_QUEUE_LIMIT: u64 = 100_000;
 const MAX_WEIGHT: u64 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More tokens than any provider sells in a day.
+const MAX_TOKENS: u64 = 1_000_000_000_000;
 const MIB: u64 = 1024 * 1024;
 const TIB: u64 = 1024 * 1024 * MIB;
 
@@ -131,6 +133,27 @@ keys! {
     CLAUDE_PATH: PathBuf = value::file, "absolute path", Nothing, "/usr/local/bin/claude",
         "A claude program on this machine, used instead of the npm package.";
 
+    AGENT_DISABLED_TOOLS: BTreeSet<String> = value::tools, "list of tool names", Nothing, "WebFetch,mcp__*",
+        "Tools that agents may not use, by their own names for them.";
+
+    PUBLIC_URL: String = value::public_url, "URL without a path", Nothing, "https://jane.example.com",
+        "Where sprites of the Sprites cloud reach the vault, which keeps the agents' keys: TLS ends before \
+         `VAULT_LISTEN`.";
+    VAULT_LISTEN: SocketAddr = value::address, "address with port",
+        Derived("127.0.0.1 with a free port; 127.0.0.1:8320 where another process must know it"), "127.0.0.1:8320",
+        "Where the vault listens. Other than loopback only with `PUBLIC_URL`.";
+    ALLOW_KEY_IN_SPRITE: bool = value::flag, "true or false", Value("false"), "true",
+        "Puts the agents' keys into sprites of the Sprites cloud, where programs can read them, when there is no \
+         `PUBLIC_URL`.";
+    MAX_TURNS_PER_JOB: u64 = |text| value::count(text, 1, 100_000), "number, 1 to 100000", Nothing, "50",
+        "Calls of the model that one job may make.";
+    MAX_TOKENS_PER_JOB: u64 = |text| value::count(text, 1, MAX_TOKENS), "number, 1 to 10^12", Nothing, "2000000",
+        "Tokens, input and output together, that one job may use.";
+    MAX_JOBS_PER_USER_DAY: u64 = |text| value::count(text, 1, 1_000_000), "number, 1 to 1000000", Nothing, "100",
+        "Jobs that one person may start within 24 hours.";
+    MAX_TOKENS_PER_USER_DAY: u64 = |text| value::count(text, 1, MAX_TOKENS), "number, 1 to 10^12", Nothing, "20000000",
+        "Tokens that one person's jobs may use within 24 hours.";
+
     DATA_DIR: PathBuf = value::path, "absolute path",
         Derived("$XDG_STATE_HOME/janebot, else ~/.local/state/janebot"), "/var/lib/janebot",
         "Journal, embedded host's sprites, installed agents.";
@@ -173,6 +196,11 @@ keys! {
         "Lets everybody who can write to Jane in a chat use her, listed or not.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
+    NETWORK_PRESETS: BTreeSet<Preset> = value::presets, "list of amp-direct, packages", Nothing, "packages",
+        "Lists of names that sprites may reach: `packages` for the usual registries, `amp-direct` for what the first Jane \
+         allowed.";
+    CHANNEL_ALLOWED_HOSTS: BTreeMap<String, BTreeSet<String>> = value::channel_hosts, "list of id=host name", Nothing,
+        "C024BE91L=git.example.com", "Names that jobs of one channel may reach beside all others'.";
 
     DISCORD_TOKEN: SecretString = value::secret, "secret", Nothing, "your-discord-bot-token",
         "Token of the Discord bot; turns Discord on. `deploy/discord.md` tells how to get one.";

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::SecretString;
 
-use super::AgentKind;
+use super::{AgentKind, Preset};
 
 /// The value, or what is wrong with the text.
 type Parsed<T> = Result<T, String>;
@@ -213,6 +213,34 @@ pub(super) fn hosts(text: &str) -> Parsed<BTreeSet<String>> {
     list(text).map(host).collect()
 }
 
+pub(super) fn presets(text: &str) -> Parsed<BTreeSet<Preset>> {
+    let names = Preset::ALL.map(Preset::name).join(", ");
+    let preset = |(at, part): (usize, &str)| {
+        Preset::named(part).ok_or_else(|| format!("item {at} is no list of hosts: there are {names}"))
+    };
+    list(text).map(preset).collect()
+}
+
+/// `ID=HOST` items; an id may stand there more than once.
+pub(super) fn channel_hosts(text: &str) -> Parsed<BTreeMap<String, BTreeSet<String>>> {
+    let mut channels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (at, part) in list(text) {
+        let (id, host) = part.split_once('=').ok_or_else(|| format!("item {at} is not of the form id=host"))?;
+        let id = ids(id)?.pop_first().ok_or_else(|| format!("item {at} has no id before its `=`"))?;
+        let host = hosts(host).map_err(|problem| format!("item {at}: {problem}"))?;
+        channels.entry(id).or_default().extend(host);
+    }
+    Ok(channels)
+}
+
+pub(super) fn tools(text: &str) -> Parsed<BTreeSet<String>> {
+    let tool = |(at, part): (usize, &str)| {
+        let fits = part.len() <= 128 && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-:*.".contains(c));
+        if fits { Ok(part.to_owned()) } else { Err(format!("item {at} is not a tool's name")) }
+    };
+    list(text).map(tool).collect()
+}
+
 fn is_host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -291,6 +319,15 @@ pub(super) fn origin(text: &str) -> Parsed<String> {
     let origin = url(text)?;
     let has_path = Url::parse(&origin).is_ok_and(|url| url.path() != "/");
     if has_path { Err("there is a path in it: leave that out".into()) } else { Ok(origin) }
+}
+
+/// Where others reach this service, credentials in their requests.
+pub(super) fn public_url(text: &str) -> Parsed<String> {
+    let url = origin(text)?;
+    match url.starts_with("http://") {
+        true => Err("it is plain http: what sprites send could be read on the way".into()),
+        false => Ok(url),
+    }
 }
 
 /// The Sprites API. A token over plain http can be read by everybody on the way, so that is for this machine only.
