@@ -218,8 +218,8 @@ fn look(work: impl Future<Output = Exit>) -> Exit {
     }
 }
 
-const NO_CHAT: &str = "there is no chat to serve yet: talk to an agent here with `janebot chat`, run one prompt with \
-    `janebot ask \"…\"`, or see all commands with `janebot --help`";
+const NO_CHAT: &str = "there is no chat to serve: set DISCORD_TOKEN (see deploy/discord.md), talk to an agent here with \
+    `janebot chat`, run one prompt with `janebot ask \"…\"`, or see all commands with `janebot --help`";
 
 fn complain(problem: &str) -> Exit {
     note(problem);
