@@ -7,6 +7,7 @@
 //! next command says which jobs were interrupted. An adapter knows neither pool nor sprites.
 
 pub mod adapter;
+pub mod discord;
 pub mod outbox;
 pub mod split;
 pub mod terminal;
@@ -27,6 +28,7 @@ use crate::config::Config;
 use crate::job::{ChannelId, ConversationId, JobId, JobReport, RequesterId};
 use crate::journal::outgoing::Mark;
 use crate::pool::estimate::Wait;
+use crate::world::World;
 use adapter::Adapter;
 
 /// After this time, a request whose answer did not come has taken effect or never will.
@@ -328,8 +330,17 @@ impl Chats {
 }
 
 /// The front ends of the chats that are configured, in a fixed order.
-pub fn configured(_config: &Config) -> Vec<Box<dyn Adapter>> {
-    Vec::new()
+///
+/// # Errors
+/// When one can't work on this machine; a sentence.
+pub fn configured(config: &Config, world: &World) -> Result<Vec<Box<dyn Adapter>>, String> {
+    let mut adapters: Vec<Box<dyn Adapter>> = Vec::new();
+    if let Some(discord) = &config.discord {
+        let adapter = discord::DiscordAdapter::new(discord, world.clone())
+            .map_err(|error| format!("this machine can't make encrypted connections to Discord ({error})"))?;
+        adapters.push(Box::new(adapter));
+    }
+    Ok(adapters)
 }
 
 fn unserved() -> SendError {

@@ -12,7 +12,7 @@ use janebot::config::{AccessConfig, AgentKind, AgentsConfig, PoolConfig, Sharing
 use janebot::desk::admission::Settings;
 use janebot::journal::Journal;
 use janebot::pool::supervisor::{self, PoolParts};
-use janebot::runner::build::BuildPlan;
+use janebot::runner::build::{Access, BuildPlan};
 use janebot::sprites::{
     Checkpoint, CheckpointId, Exec, ExecEvent, ExecRequest, FileInfo, NetworkPolicy, Result, SessionInfo, Signal,
     SpriteInfo, Sprites, SpritesError,
@@ -129,13 +129,14 @@ impl Sprites for Instantly {
 
 /// The service with two runners on this host. The journal's folder, if it has one, is to outlive it.
 pub async fn start<J: Journal>(sprites: Instantly, journal: J, chats: Chats, world: World) -> App {
-    let agents = AgentsConfig { default: AgentKind::Shell, amp: None, claude: None };
+    let agents =
+        AgentsConfig { default: AgentKind::Shell, amp: None, claude: None, disabled_tools: Default::default() };
     let fetch = Arc::new(|_| async { Err("no agent has a program here".to_owned()) }.boxed());
     let plan = BuildPlan::new(
         agents,
         NetworkPolicy::deny_all(),
         BTreeMap::new(),
-        BTreeMap::new(),
+        Access::Direct(BTreeMap::new()),
         "none".into(),
         Vec::new(),
         fetch,

@@ -78,8 +78,9 @@ pub async fn run(data: &Path, messages: u64, chance: World) -> Verdict {
     verdict.check(matches!(&stopped, Ok(Ok(status)) if status.success()), || {
         format!("the last service did not stop as it should: {stopped:?}")
     });
-    judge(data, &platform.state(), &mut verdict).await;
-    tell(&platform.state(), &keeper.deaths, took, &mut verdict);
+    let seen = std::mem::take(&mut *platform.state());
+    judge(data, &seen, &mut verdict).await;
+    tell(&seen, &keeper.deaths, took, &mut verdict);
     verdict
 }
 
