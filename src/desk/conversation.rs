@@ -27,7 +27,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -56,6 +56,9 @@ const MAX_REASKS: u32 = 3;
 /// How long a runner may take to confirm a cancellation: the agent's own grace, the kill, and one slow API call.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether messages that became a part of another one are recorded as that.
+const MERGED_LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// Characters of a progress line.
 const MAX_PROGRESS: usize = 160;
 
@@ -75,7 +78,7 @@ pub enum ConversationMsg {
     Ready,
     /// The journal told what was said before this actor was started.
     Remembered(Vec<Exchange>),
-    /// The chat told what was said before the message of run `run`; `None` when it is not the one to tell.
+    /// Run `run` is prepared. The chat told what was said before its message; `None` when it is not the one to tell.
     Told { run: u64, said: Option<Vec<Said>> },
     /// The ticket's holder has news of run `run`.
     Event { run: u64, event: JobEvent },
@@ -340,6 +343,7 @@ impl<J: Journal> Conversation<J> {
     /// Starts on the next message, if nothing is being done and the history is there.
     fn begin_next(&self, me: &ActorRef<ConversationMsg>, st: &mut State) {
         let (Doing::Idle, Some(history)) = (&st.doing, &st.history) else { return };
+        let mut merging = Vec::new();
         let hearing = match merge::next(&mut st.waiting, self.settings.debounce, Instant::now()) {
             merge::Next::Nothing => {
                 let seen = st.seen;
@@ -355,6 +359,7 @@ impl<J: Journal> Conversation<J> {
                 for other in merged {
                     let ended = Ended::unrun(other.job, other.agent.name().to_owned(), other.heard_at);
                     let report = ended.with(ending::merged(&hearing.job), self.world.now());
+                    merging.push(report.job.clone());
                     Self::settle_beside(&self.journal, &self.debts, me, &mut st.settling, report);
                 }
                 hearing
@@ -364,9 +369,10 @@ impl<J: Journal> Conversation<J> {
         st.runs += 1;
         let asked_at = Instant::now();
         let cancel = CancellationToken::new();
-        let pump = match self.debts.outbox().filter(|_| needs_history(&hearing)) {
-            Some(outbox) => self.look_back(me, st.runs, &hearing, outbox, &cancel),
-            None => self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel), Lease::None),
+        let outbox = self.debts.outbox().filter(|_| needs_history(&hearing));
+        let pump = match (outbox, merging.is_empty()) {
+            (Some(_), _) | (None, false) => self.prepare(me, st.runs, &hearing, outbox, merging, &cancel),
+            (None, true) => self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel), Lease::None),
         };
         let mut run = Box::new(Run {
             pump,
@@ -390,19 +396,30 @@ impl<J: Journal> Conversation<J> {
         st.doing = Doing::Run(run);
     }
 
-    /// Asks the chat what was said before the message.
-    fn look_back(
+    /// What comes before a runner is asked for: that the messages which became a part of this one are recorded as that,
+    /// or a crash would have them run once more by themselves; and what the chat says was said before.
+    fn prepare(
         &self,
         me: &ActorRef<ConversationMsg>,
         run: u64,
         hearing: &Hearing,
-        outbox: &OutboxHandle,
+        outbox: Option<&OutboxHandle>,
+        merging: Vec<JobId>,
         cancel: &CancellationToken,
     ) -> AbortOnDropHandle<()> {
-        let (outbox, me, id, cancel) = (outbox.clone(), me.clone(), self.id.clone(), cancel.clone());
-        let key = hearing.inbound.key.clone();
+        let (outbox, me, id, cancel) = (outbox.cloned(), me.clone(), self.id.clone(), cancel.clone());
+        let (debts, key) = (self.debts.clone(), hearing.inbound.key.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let told = AssertUnwindSafe(outbox.history(&id, message_of(&key), history::BUDGET)).catch_unwind();
+            let told = AssertUnwindSafe(async {
+                while merging.iter().any(|job| debts.is_unsettled(job)) {
+                    sleep(MERGED_LOOK_EVERY).await;
+                }
+                match outbox {
+                    Some(outbox) => outbox.history(&id, message_of(&key), history::BUDGET).await,
+                    None => Ok(None),
+                }
+            });
+            let told = told.catch_unwind();
             let told = tokio::select! {
                 biased;
                 () = cancel.cancelled() => {

@@ -181,6 +181,12 @@ impl Debts {
         self.book().owed.iter().map(|(job, debt)| (job.clone(), debt.clone())).collect()
     }
 
+    /// Whether the journal does not have the outcome of this job yet.
+    pub fn is_unsettled(&self, job: &JobId) -> bool {
+        let book = self.book();
+        book.owed.contains_key(job) || book.unrecorded.contains_key(job)
+    }
+
     pub fn len(&self) -> usize {
         self.book().owed.len()
     }

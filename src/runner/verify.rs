@@ -96,13 +96,14 @@ async fn restore_marked<S: Sprites, J: Journal>(
 ) -> Result<Mark, Trouble> {
     let Context { name, sprites, .. } = context;
     let marked = match mark(context).await {
-        Some(marked) => marked,
-        None => {
+        Ok(marked) => marked,
+        Err(error @ SpritesError::NotFound { .. }) => return Err(error.into()),
+        Err(_) => {
             sprites.restore(name, checkpoint).await?;
             look(sprites, name, &[], &[], false).await?;
-            mark(context)
-                .await
-                .ok_or_else(|| Trouble::sprite("it could not be marked before its restore, which so proves nothing"))?
+            mark(context).await.map_err(|error| {
+                Trouble::sprite(format!("it could not be marked before its restore, which so proves nothing ({error})"))
+            })?
         }
     };
     sprites.restore(name, checkpoint).await?;
@@ -111,11 +112,14 @@ async fn restore_marked<S: Sprites, J: Journal>(
 
 /// Leaves a fresh canary and sees the present boot, so that a restore which did nothing shows even when the machine
 /// restarted by itself since the last verification, or no job came before.
-async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
+async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Result<Mark, SpritesError> {
     let canary = format!(".jane-mark-{}", context.world.token(8));
-    let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await.ok()?;
-    let output = exec.output(scripts::OUTPUT_LIMIT).await.ok()?;
-    Some(Mark { boot: scripts::checked(&output.stdout)?, canary })
+    let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await?;
+    let output = exec.output(scripts::OUTPUT_LIMIT).await?;
+    let boot = scripts::checked(&output.stdout).ok_or_else(|| SpritesError::Protocol {
+        message: format!("the script that marks a machine ended with status {}", output.status),
+    })?;
+    Ok(Mark { boot, canary })
 }
 
 /// Runs the verification script, waiting for a machine that is coming back; gives what it saw and, where there are any,

@@ -324,7 +324,12 @@ impl Sprites for MemorySprites {
 
     async fn restore(&self, name: &str, checkpoint: &CheckpointId) -> Result<()> {
         let (shared, id) = (Arc::clone(&self.cloud), checkpoint.clone());
+        let meant = lock(&self.cloud).machines.get(name).map(|machine| machine.id.clone());
         let effect = move |cloud: &mut Cloud, client: &Client, name: &str| {
+            // On its way when its sender died, and the sender's successor made a new machine: that has no such checkpoint.
+            if meant.as_ref() != Some(&cloud.machine(name)?.id) {
+                return Err(SpritesError::NotFound { what: format!("checkpoint {id} of {name}") });
+            }
             cloud.machine(name)?.restores += 1;
             let Some(delay) = cloud.restore_is_late(name)? else { return cloud.restore(client, name, &id) };
             let present = cloud.machine(name)?;
