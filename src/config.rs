@@ -32,6 +32,8 @@ pub struct Config {
     pub pool: PoolConfig,
     pub agents: AgentsConfig,
     pub access: AccessConfig,
+    /// `SLACK_BOT_TOKEN` set: the Slack front end.
+    pub slack: Option<SlackConfig>,
     /// `DEBOUNCE`: messages of one person in a chat that follow each other faster become one prompt. Default 1.5 s.
     pub debounce: Duration,
     /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
@@ -250,6 +252,25 @@ pub struct ClaudeConfig {
     pub version: String,
     /// `CLAUDE_PATH`: use this binary instead of the npm package.
     pub path: Option<PathBuf>,
+}
+
+/// The Slack front end. At least one of the two ways in is set.
+#[derive(Clone, Debug)]
+pub struct SlackConfig {
+    /// `SLACK_BOT_TOKEN`.
+    pub bot_token: SecretString,
+    /// `SLACK_APP_TOKEN`: events come over Socket Mode.
+    pub app_token: Option<SecretString>,
+    /// `SLACK_SIGNING_SECRET`: events come over HTTP.
+    pub signing_secret: Option<SecretString>,
+    /// `SLACK_API_URL`. Default `https://slack.com/api`.
+    pub api_url: String,
+    /// `SLACK_CONNECTIONS`, 1 to 10: Socket Mode connections held open. Default 2.
+    pub connections: usize,
+    /// `SLACK_TEAM_IDS`: workspaces, beside the one that the bot belongs to, whose people count as its own.
+    pub teams: BTreeSet<String>,
+    /// `SLACK_CANARY_CHANNEL`: where the way of events is tried out.
+    pub canary: Option<String>,
 }
 
 /// Who may ask. Chat platforms only; the terminal belongs to whoever runs the process.

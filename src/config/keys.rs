@@ -53,6 +53,8 @@ const MAX_RUNNERS: u64 = 64;
 const MAX_QUEUE_LIMIT: u64 = 100_000;
 /// A channel with a larger share than this has the runners to itself.
 const MAX_WEIGHT: u64 = 100;
+/// Slack refuses more connections of one app than this.
+const MAX_SLACK_CONNECTIONS: u64 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MIB: u64 = 1024 * 1024;
@@ -171,6 +173,23 @@ keys! {
         "Chat users who may stop anybody's job; everybody may stop their own.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
+
+    SLACK_BOT_TOKEN: SecretString = value::secret, "secret", Nothing, "xoxb-...",
+        "Bot token of the Slack app; turns Slack on. deploy/slack.md shows how to get it.";
+    SLACK_APP_TOKEN: SecretString = value::secret, "secret", Nothing, "xapp-...",
+        "App-level token with `connections:write`: Slack's events come over Socket Mode, which needs no public address.";
+    SLACK_SIGNING_SECRET: SecretString = value::secret, "secret", Nothing, "8f742231b10e8888abcd99yyyzzz85a5",
+        "Signing secret of the app: Slack's events come over HTTP, below `/slack/` of the admin address.";
+    SLACK_API_URL: String = value::api_url, "URL, https or on loopback", Value("https://slack.com/api"),
+        "https://slack.com/api", "Slack's Web API. Another one is for tests; plain http only to this machine.";
+    SLACK_CONNECTIONS: usize = |text| value::count(text, 1, MAX_SLACK_CONNECTIONS), "number, 1 to 10", Value("2"), "3",
+        "Socket Mode connections held open, so that losing one delays nothing.";
+    SLACK_TEAM_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "T024BE7LD",
+        "Slack workspaces, beside the bot's own, whose people are no strangers. Guests and other strangers must be in \
+         `ALLOWED_USER_IDS`.";
+    SLACK_CANARY_CHANNEL: String = value::word, "channel id", Nothing, "C024BE91L",
+        "A Slack channel, with the bot in it, where janebot writes and deletes a message now and then to see that \
+         events reach it.";
 
     HOST_LISTEN: SocketAddr = value::loopback, "loopback address with port", Value("127.0.0.1:0"), "127.0.0.1:8317",
         "Where the embedded host serves the Sprites API; port 0 picks a free one.";

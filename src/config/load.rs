@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use secrecy::ExposeSecret as _;
+
 use super::keys::{self, Key};
 use super::reach::{self, Sprites};
 use super::source::{ConfigErrors, Source};
 use super::{
     AccessConfig, AgentKind, AgentsConfig, AmpConfig, ClaudeConfig, Config, Grant, HostConfig, Isolation, Limits,
-    PoolConfig, SharingConfig, SpritesConfig,
+    PoolConfig, SharingConfig, SlackConfig, SpritesConfig,
 };
 
 impl Config {
@@ -46,6 +48,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
         admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
     };
+    let slack = slack(source);
     let debounce = source.get(&keys::DEBOUNCE);
     let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
     let isolation =
@@ -86,6 +89,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         pool: pool?,
         agents: agents?,
         access,
+        slack,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
         data_dir,
@@ -155,6 +159,46 @@ fn limits(source: &mut Source) -> Option<Limits> {
     let disk = source.get(&keys::HOST_DISK);
     let processes = source.get(&keys::HOST_PROCESSES);
     Some(Limits { memory: memory?, disk: disk?, processes: processes?, ..Limits::default() })
+}
+
+/// Slack, when its token is set.
+fn slack(source: &mut Source) -> Option<SlackConfig> {
+    let app_token = source.get(&keys::SLACK_APP_TOKEN);
+    let signing_secret = source.get(&keys::SLACK_SIGNING_SECRET);
+    let api_url = source.get(&keys::SLACK_API_URL);
+    let connections = source.get(&keys::SLACK_CONNECTIONS);
+    let teams = source.get(&keys::SLACK_TEAM_IDS).unwrap_or_default();
+    let canary = source.get(&keys::SLACK_CANARY_CHANNEL);
+    let ways = [&keys::SLACK_APP_TOKEN.about, &keys::SLACK_SIGNING_SECRET.about];
+    if !source.is_set(&keys::SLACK_BOT_TOKEN.about) {
+        for way in ways.into_iter().filter(|way| source.is_set(way)).collect::<Vec<_>>() {
+            let problem = "Slack needs the bot token as well: set SLACK_BOT_TOKEN, or leave this out".into();
+            source.complain_for(way, problem, &keys::SLACK_BOT_TOKEN.about);
+        }
+        return None;
+    }
+    if !ways.into_iter().any(|way| source.is_set(way)) {
+        let problem = "nothing says how events come: set SLACK_APP_TOKEN (Socket Mode) or SLACK_SIGNING_SECRET (HTTP)";
+        source.complain_for(&keys::SLACK_BOT_TOKEN.about, problem.into(), &keys::SLACK_APP_TOKEN.about);
+    }
+    let bot_token = source.get(&keys::SLACK_BOT_TOKEN)?;
+    for (key, token, wrong, kind) in [
+        (&keys::SLACK_BOT_TOKEN, Some(&bot_token), "xapp-", "the app-level token: the bot token begins with xoxb-"),
+        (&keys::SLACK_APP_TOKEN, app_token.as_ref(), "xoxb-", "the bot token: the app-level one begins with xapp-"),
+    ] {
+        if token.is_some_and(|token| token.expose_secret().starts_with(wrong)) {
+            source.complain(&key.about, format!("it is {kind}"));
+        }
+    }
+    Some(SlackConfig {
+        bot_token,
+        app_token,
+        signing_secret,
+        api_url: api_url?,
+        connections: connections?,
+        teams,
+        canary,
+    })
 }
 
 fn agents(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<AgentsConfig> {
