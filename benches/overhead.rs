@@ -185,6 +185,7 @@ async fn start(sprites: Instantly, folder: &std::path::Path) -> App {
         children: vec![pool_child],
         pool,
         chats: Chats::default(),
+        serving: None,
         drain_timeout: minute,
     })
     .await
@@ -213,6 +214,7 @@ async fn main() {
             channel: ChannelId::new("terminal:bench"),
             conversation: ConversationId::new(format!("terminal:bench/{}", n % 50)),
             text: "echo hello".into(),
+            files: Vec::new(),
             agent: None,
             timeout: None,
             replies: Some(replies.clone()),

@@ -69,6 +69,7 @@ fn ticket(n: usize, crowd: Crowd, events: mpsc::UnboundedSender<JobEvent>) -> Ti
         agent: "shell".into(),
         prompt: String::new(),
         run_timeout: Duration::from_secs(1),
+        files: Vec::new(),
     };
     let now = Instant::now();
     Ticket {

@@ -37,6 +37,7 @@ async fn main() -> ExitCode {
         settings,
         children: vec![child],
         pool,
+        serving: None,
         chats: Chats::default(),
         drain_timeout: Duration::from_secs(60),
     };

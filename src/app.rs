@@ -5,9 +5,12 @@ pub mod machines;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use ractor::{Actor, ActorRef};
 use tokio::time::{Instant, timeout};
 
+use crate::admin;
+use crate::chat::adapter::{Adapter, Front, Keep};
 use crate::chat::outbox::{self, Outbox, OutboxHandle};
 use crate::chat::{Chats, Inbound};
 use crate::config::Config;
@@ -20,6 +23,7 @@ use crate::desk::{self, Desk, DeskStatus, Target};
 use crate::job::RequesterId;
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::{Journal, JournalError};
+use crate::observe::health::Board;
 use crate::pool::supervisor::PoolParts;
 use crate::pool::{self, PoolHandle, PoolStatus};
 use crate::runner::build::BuildPlan;
@@ -55,12 +59,20 @@ pub struct Parts<J> {
     pub journal: J,
     pub world: World,
     pub settings: Settings,
-    /// Started before the desk, in this order, and stopped after it; the pool is among them.
+    /// Started before the outbox and the desk, in this order, and stopped after them; the pool is among them.
     pub children: Vec<ChildSpec>,
     pub pool: PoolHandle,
-    /// Chats that the outbox writes to.
+    /// Chats that the outbox writes to, beside those of `serving`.
     pub chats: Chats,
+    /// What makes it a service, if it is one.
+    pub serving: Option<Serving>,
     pub drain_timeout: Duration,
+}
+
+/// The chats that are served, and where it is told how they are.
+pub struct Serving {
+    pub adapters: Vec<Box<dyn Adapter>>,
+    pub socket: admin::Socket,
 }
 
 /// Why the service did not start. Messages say what to do.
@@ -75,11 +87,11 @@ pub enum StartError {
 }
 
 impl App {
-    /// Starts the service as configured.
+    /// Starts as configured: for one terminal, or as the service that serves chats.
     ///
     /// # Errors
     /// When it can't do its work so, which leaves nothing running.
-    pub async fn start(config: &Config, world: World) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, world: World, serving: Option<Serving>) -> Result<Self, StartError> {
         let journal = SqliteJournal::open(&config.journal_path).await?;
         let deployment = journal.deployment_id().await?;
         let machines = Machines::connect(config, &world).await?;
@@ -100,7 +112,7 @@ impl App {
         let settings = Settings::of(config);
         let children = vec![pool_child];
         let (chats, drain_timeout) = (Chats::default(), config.drain_timeout);
-        let parts = Parts { journal, world, settings, children, pool, chats, drain_timeout };
+        let parts = Parts { journal, world, settings, children, pool, chats, serving, drain_timeout };
         let mut app = Self::assemble(parts).await?;
         app.machines = Some(machines);
         app.plans = Some(plans);
@@ -112,7 +124,11 @@ impl App {
     /// # Errors
     /// When the journal fails, or the root can't be started.
     pub async fn assemble<J: Journal>(parts: Parts<J>) -> Result<Self, StartError> {
-        let Parts { journal, world, settings, mut children, pool, chats, drain_timeout } = parts;
+        let Parts { journal, world, settings, mut children, pool, mut chats, serving, drain_timeout } = parts;
+        if let Some(serving) = &serving {
+            chats = serving.adapters.iter().fold(chats, |chats, adapter| adapter.join(chats));
+        }
+        let (kept, access) = (journal.clone(), settings.access.clone());
         let outbox = Outbox { journal: journal.clone(), chats, world: world.clone() };
         let (outbox_child, outbox) = outbox::child(outbox);
         children.push(outbox_child);
@@ -122,6 +138,23 @@ impl App {
         let (desk_child, desk) =
             desk::child(Desk { journal, pool: pool.clone(), world: world.clone(), settings: settings.clone(), debts });
         children.push(desk_child);
+        if let Some(Serving { adapters, socket }) = serving {
+            let (board, mut routes) = (Board::default(), Router::new());
+            for adapter in adapters {
+                let platform = adapter.platform();
+                let started = adapter.start(Front {
+                    desk: desk.clone(),
+                    pool: pool.clone(),
+                    world: world.clone(),
+                    health: board.part(platform),
+                    keep: Keep::new(platform, kept.clone()),
+                    access: access.clone(),
+                });
+                children.push(started.child);
+                routes = routes.merge(started.routes);
+            }
+            children.push(admin::child(socket, board, pool.clone(), routes));
+        }
         let supervisor = Supervisor { name: "root", world: world.clone() };
         let (root, _join) =
             Actor::spawn(None, supervisor, children).await.map_err(|error| StartError::Actors(error.to_string()))?;

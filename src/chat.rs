@@ -6,7 +6,9 @@
 //! its flush for each line would only make it slower: its messages bring [`Replies`], which are told directly, and the
 //! next command says which jobs were interrupted. An adapter knows neither pool nor sprites.
 
+pub mod adapter;
 pub mod outbox;
+pub mod slack;
 pub mod split;
 pub mod terminal;
 pub mod text;
@@ -20,10 +22,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::job::{ChannelId, ConversationId, JobId, JobReport, RequesterId};
 use crate::journal::outgoing::Mark;
 use crate::pool::estimate::Wait;
+use adapter::Adapter;
 
 /// After this time, a request whose answer did not come has taken effect or never will.
 pub const LATE_EFFECT: Duration = Duration::from_secs(30);
@@ -34,9 +39,21 @@ pub trait Chat: Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
     /// Writes a new message. `key` goes with it in a way that [`Chat::find`] sees and people do not; where the platform
     /// refuses a second message with the same key, so much the better. Gives the platform's name of the message.
-    fn post(&self, to: &ConversationId, key: &str, text: &str) -> impl Future<Output = Sent<String>> + Send;
-    /// Replaces the text of a message of ours.
-    fn edit(&self, to: &ConversationId, message: &str, text: &str) -> impl Future<Output = Sent<()>> + Send;
+    fn post(
+        &self,
+        to: &ConversationId,
+        key: &str,
+        text: &str,
+        buttons: &[Button],
+    ) -> impl Future<Output = Sent<String>> + Send;
+    /// Replaces the text of a message of ours, and its buttons.
+    fn edit(
+        &self,
+        to: &ConversationId,
+        message: &str,
+        text: &str,
+        buttons: &[Button],
+    ) -> impl Future<Output = Sent<()>> + Send;
     /// Puts our mark on the message with this [`Inbound::key`], or takes it away. That it is so already is no error.
     fn react(
         &self,
@@ -55,6 +72,26 @@ pub trait Chat: Send + Sync + 'static {
     ) -> impl Future<Output = Sent<String>> + Send;
     /// Looks in the conversation, as it is now, for the message of ours that was written with `key`.
     fn find(&self, to: &ConversationId, key: &str) -> impl Future<Output = Sent<Option<String>>> + Send;
+    /// Shows for some seconds that Jane is at work there; nobody misses one that is lost.
+    fn typing(&self, _to: &ConversationId) -> impl Future<Output = Sent<()>> + Send {
+        async { Ok(()) }
+    }
+    /// The content of a file that came with a message; refused when it is longer than `limit` bytes. The adapter makes
+    /// sure that the address is one of its platform's own.
+    fn fetch(&self, _file: &Attachment, _limit: u64) -> impl Future<Output = Sent<Bytes>> + Send {
+        async { Err(SendError::Refused("this chat has no files".into())) }
+    }
+    /// What was said in the conversation before the message with this [`Inbound::key`], oldest first; of more than
+    /// `budget` bytes the newest. `None` where the platform is not asked: then the exchanges with Jane that the journal
+    /// has are the history.
+    fn history(
+        &self,
+        _to: &ConversationId,
+        _before: &str,
+        _budget: usize,
+    ) -> impl Future<Output = Sent<Option<Vec<Said>>>> + Send {
+        async { Ok(None) }
+    }
 }
 
 pub type Sent<T> = Result<T, SendError>;
@@ -68,6 +105,89 @@ pub struct Capabilities {
     pub upload: bool,
     /// Longest message, in characters; at least [`MIN_MESSAGE_CHARS`].
     pub max_message_chars: usize,
+    /// How often [`Chat::typing`] is to be called while a job runs; `None` for never.
+    pub typing_every: Option<Duration>,
+}
+
+/// What can be done about a job by pressing a button.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Cancel,
+    /// Run the same prompt once more.
+    Retry,
+    /// Tell the job's story.
+    Why,
+}
+
+impl Action {
+    const ALL: [Self; 3] = [Self::Cancel, Self::Retry, Self::Why];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cancel => "Cancel",
+            Self::Retry => "Retry",
+            Self::Why => "Why",
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::Retry => "retry",
+            Self::Why => "why",
+        }
+    }
+}
+
+/// A button below a message of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Button {
+    pub action: Action,
+    pub job: JobId,
+}
+
+/// Begins the ids of our buttons.
+const BUTTON_PREFIX: &str = "janebot:";
+
+impl Button {
+    /// What names the button on the platform; [`Button::parse`] reads it.
+    pub fn id(&self) -> String {
+        format!("{BUTTON_PREFIX}{}:{}", self.action.word(), self.job)
+    }
+
+    /// The button that was pressed, if it is one of ours. Whoever pressed it may have made the id up.
+    pub fn parse(id: &str) -> Option<Self> {
+        let (word, job) = id.strip_prefix(BUTTON_PREFIX)?.split_once(':')?;
+        let action = Action::ALL.into_iter().find(|action| action.word() == word)?;
+        let is_id = (1..=64).contains(&job.len()) && job.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        is_id.then(|| Self { action, job: JobId::new(job) })
+    }
+}
+
+/// A file that came with a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// As its sender named it.
+    pub name: String,
+    /// Bytes, as the platform says.
+    pub size: u64,
+    /// Where the platform has it.
+    pub url: String,
+}
+
+/// Something that was said in a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The id of whoever said it, or `None` for Jane.
+    pub from: Option<RequesterId>,
+    pub text: String,
+}
+
+/// The part of an [`Inbound::key`] that names the platform's message: what is run again has the message's key with an
+/// addition.
+pub fn message_of(key: &str) -> &str {
+    key.split('#').next().unwrap_or(key)
 }
 
 /// A chat with shorter messages than this is none.
@@ -93,8 +213,8 @@ pub enum SendError {
 /// One request to any chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    Post { key: String, text: String },
-    Edit { message: String, text: String },
+    Post { key: String, text: String, buttons: Vec<Button> },
+    Edit { message: String, text: String, buttons: Vec<Button> },
     React { message_key: String, mark: Mark, shown: bool },
     Upload { key: String, name: String, bytes: Bytes },
     Find { key: String },
@@ -104,6 +224,14 @@ pub enum Request {
 trait AnyChat: Send + Sync {
     fn capabilities(&self) -> Capabilities;
     fn request<'a>(&'a self, to: &'a ConversationId, request: &'a Request) -> BoxFuture<'a, Sent<Option<String>>>;
+    fn typing<'a>(&'a self, to: &'a ConversationId) -> BoxFuture<'a, Sent<()>>;
+    fn fetch<'a>(&'a self, file: &'a Attachment, limit: u64) -> BoxFuture<'a, Sent<Bytes>>;
+    fn history<'a>(
+        &'a self,
+        to: &'a ConversationId,
+        before: &'a str,
+        budget: usize,
+    ) -> BoxFuture<'a, Sent<Option<Vec<Said>>>>;
 }
 
 impl<C: Chat> AnyChat for C {
@@ -114,8 +242,8 @@ impl<C: Chat> AnyChat for C {
     fn request<'a>(&'a self, to: &'a ConversationId, request: &'a Request) -> BoxFuture<'a, Sent<Option<String>>> {
         async move {
             match request {
-                Request::Post { key, text } => self.post(to, key, text).await.map(Some),
-                Request::Edit { message, text } => self.edit(to, message, text).await.map(|()| None),
+                Request::Post { key, text, buttons } => self.post(to, key, text, buttons).await.map(Some),
+                Request::Edit { message, text, buttons } => self.edit(to, message, text, buttons).await.map(|()| None),
                 Request::React { message_key, mark, shown } => {
                     self.react(to, message_key, *mark, *shown).await.map(|()| None)
                 }
@@ -124,6 +252,23 @@ impl<C: Chat> AnyChat for C {
             }
         }
         .boxed()
+    }
+
+    fn typing<'a>(&'a self, to: &'a ConversationId) -> BoxFuture<'a, Sent<()>> {
+        Chat::typing(self, to).boxed()
+    }
+
+    fn fetch<'a>(&'a self, file: &'a Attachment, limit: u64) -> BoxFuture<'a, Sent<Bytes>> {
+        Chat::fetch(self, file, limit).boxed()
+    }
+
+    fn history<'a>(
+        &'a self,
+        to: &'a ConversationId,
+        before: &'a str,
+        budget: usize,
+    ) -> BoxFuture<'a, Sent<Option<Vec<Said>>>> {
+        Chat::history(self, to, before, budget).boxed()
     }
 }
 
@@ -150,7 +295,31 @@ impl Chats {
     async fn request(&self, to: &ConversationId, request: &Request) -> Sent<Option<String>> {
         match self.of(to) {
             Some(chat) => chat.request(to, request).await,
-            None => Err(SendError::Unreachable("it is not configured".into())),
+            None => Err(unserved()),
+        }
+    }
+
+    /// As [`Chat::typing`].
+    pub async fn typing(&self, to: &ConversationId) -> Sent<()> {
+        match self.of(to) {
+            Some(chat) => chat.typing(to).await,
+            None => Err(unserved()),
+        }
+    }
+
+    /// As [`Chat::fetch`], of a file that came in this conversation.
+    pub async fn fetch(&self, conversation: &ConversationId, file: &Attachment, limit: u64) -> Sent<Bytes> {
+        match self.of(conversation) {
+            Some(chat) => chat.fetch(file, limit).await,
+            None => Err(unserved()),
+        }
+    }
+
+    /// As [`Chat::history`].
+    pub async fn history(&self, to: &ConversationId, before: &str, budget: usize) -> Sent<Option<Vec<Said>>> {
+        match self.of(to) {
+            Some(chat) => chat.history(to, before, budget).await,
+            None => Ok(None),
         }
     }
 
@@ -159,17 +328,32 @@ impl Chats {
     }
 }
 
+/// The front ends of the chats that are configured, in a fixed order.
+pub fn configured(config: &Config) -> Vec<Box<dyn Adapter>> {
+    let mut adapters: Vec<Box<dyn Adapter>> = Vec::new();
+    if let Some(config) = &config.slack {
+        adapters.push(Box::new(slack::Slack::new(config)));
+    }
+    adapters
+}
+
+fn unserved() -> SendError {
+    SendError::Unreachable("it is not configured".into())
+}
+
 /// A message that somebody wrote to Jane.
 #[derive(Clone)]
 pub struct Inbound {
-    /// The platform's identity of this message, as in `slack:T1/C1/1700000000.000100`. The same message delivered
-    /// twice has the same key.
+    /// The platform's identity of this message, as in `slack:T1/C1/1700000000.000100`: it ends in the channel and the
+    /// message, by which a link to it is known. The same message delivered twice has the same key.
     pub key: String,
     pub requester: RequesterId,
     pub channel: ChannelId,
     pub conversation: ConversationId,
     /// The prompt, as typed.
     pub text: String,
+    /// Files that came with it.
+    pub files: Vec<Attachment>,
     /// Profile asked for; the configured default when `None`.
     pub agent: Option<String>,
     /// Wall time asked for; the configured default when `None`.
@@ -231,4 +415,26 @@ pub enum Progress {
         text: String,
     },
     Cancelling,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buttons_id_is_read_back_and_nothing_else_is_a_button() {
+        for action in Action::ALL {
+            let button = Button { action, job: JobId::new("01job") };
+            assert_eq!(Button::parse(&button.id()), Some(button));
+        }
+        for id in ["", "janebot:", "janebot:cancel", "janebot:cancel:", "janebot:burn:01job", "janebot:why:../x"] {
+            assert_eq!(Button::parse(id), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn what_is_run_again_is_still_about_its_message() {
+        assert_eq!(message_of("slack:T1/C1/1.2"), "slack:T1/C1/1.2");
+        assert_eq!(message_of("slack:T1/C1/1.2#again-01job"), "slack:T1/C1/1.2");
+    }
 }

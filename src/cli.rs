@@ -13,9 +13,12 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::admin;
 use crate::agent::install;
 use crate::app::machines::{self, Machines};
-use crate::app::{App, StartError};
+use crate::app::{App, Serving, StartError};
+use crate::chat;
+use crate::chat::adapter::Adapter;
 use crate::chat::terminal::ask::{self, Form, note};
 use crate::chat::terminal::{Exit, Interrupts, Message, Session, repl};
 use crate::chat::text::one_line;
@@ -170,7 +173,10 @@ fn execute(cli: Cli) -> Exit {
     };
     let command = match cli.command.unwrap_or(Command::Serve) {
         Command::Config => return print_config(&config),
-        Command::Serve => return complain(NO_CHAT),
+        Command::Serve => match chat::configured(&config) {
+            adapters if adapters.is_empty() => return complain(NO_CHAT),
+            adapters => Work::Serve(adapters),
+        },
         Command::Why { name, json } => return look(why::why(&config, &name, json, &World::real())),
         Command::Jobs(args) => {
             return match args.wanted(&World::real()) {
@@ -222,6 +228,7 @@ fn print_config(config: &Config) -> Exit {
 /// What needs the runtime.
 enum Work {
     Terminal(Terminal),
+    Serve(Vec<Box<dyn Adapter>>),
     Host,
 }
 
@@ -273,7 +280,7 @@ async fn work(work: Work, config: &Config, env: &BTreeMap<String, String>, level
     let (default_level, format) = match &work {
         // What a person should know is told in the command's own words.
         Work::Terminal(_) => ("error", LogFormat::Human),
-        Work::Host => ("info", LogFormat::Json),
+        Work::Serve(_) | Work::Host => ("info", LogFormat::Json),
     };
     let telemetry = match observe::start(level.unwrap_or(default_level), format, env, &world) {
         Ok(telemetry) => telemetry,
@@ -285,6 +292,7 @@ async fn work(work: Work, config: &Config, env: &BTreeMap<String, String>, level
     };
     let exit = match work {
         Work::Host => host(config, world, &mut interrupts).await,
+        Work::Serve(adapters) => serve(adapters, config, world, &mut interrupts).await,
         Work::Terminal(command) => terminal(command, config, world, &mut interrupts).await,
     };
     telemetry.shutdown().await;
@@ -312,7 +320,7 @@ async fn terminal(command: Terminal, config: &Config, world: World, interrupts: 
     }
     let started = tokio::select! {
         biased;
-        started = App::start(config, world) => started,
+        started = App::start(config, world, None) => started,
         () = interrupts.next() => return Exit::Interrupted,
     };
     let app = match started {
@@ -330,6 +338,44 @@ async fn terminal(command: Terminal, config: &Config, world: World, interrupts: 
         () = app.shutdown(Instant::now() + LEAVE_WITHIN) => {}
         // Whoever asks once more does not want to wait for order.
         () = interrupts.next() => {}
+    }
+    exit
+}
+
+/// Serves the chats until the service is told to stop. Agents that are not there yet are brought while it runs, as the
+/// runners that need them are built.
+async fn serve(adapters: Vec<Box<dyn Adapter>>, config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
+    let socket = match admin::Socket::bind(config.admin_listen) {
+        Ok(socket) => socket,
+        Err(problem) => return complain(&problem),
+    };
+    let address = socket.address();
+    let platforms: Vec<_> = adapters.iter().map(|adapter| adapter.platform()).collect();
+    let platforms = platforms.join(", ");
+    let started = tokio::select! {
+        biased;
+        started = App::start(config, world, Some(Serving { adapters, socket })) => started,
+        () = interrupts.next() => return Exit::Interrupted,
+    };
+    let app = match started {
+        Ok(app) => app,
+        Err(error) => return complain(&error.to_string()),
+    };
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    tracing::info!(platforms, admin = address, "serving chats");
+    let exit = tokio::select! {
+        biased;
+        () = interrupts.next() => Exit::Answered,
+        () = app.failed() => {
+            tracing::error!("stopping: a part failed again and again");
+            Exit::Failed
+        }
+    };
+    tracing::info!("stopping: what runs may end, what waits is left to the next start");
+    tokio::select! {
+        biased;
+        () = app.drain() => {}
+        () = interrupts.next() => tracing::warn!("told to stop once more: what still runs is interrupted"),
     }
     exit
 }

@@ -38,6 +38,8 @@ pub struct Config {
     pub debounce: Duration,
     /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
     pub drain_timeout: Duration,
+    /// `ADMIN_LISTEN`: where a service that serves chats shows how it is. Default `127.0.0.1:8470`.
+    pub admin_listen: SocketAddr,
     /// `DATA_DIR`: journal, embedded host's sprites, installed agents. Default `$XDG_STATE_HOME/janebot`.
     pub data_dir: PathBuf,
     /// `DATABASE_URL`: only `sqlite://PATH`. Default `DATA_DIR/journal.sqlite`.
@@ -267,6 +269,8 @@ pub struct SlackConfig {
     pub api_url: String,
     /// `SLACK_CONNECTIONS`, 1 to 10: Socket Mode connections held open. Default 2.
     pub connections: usize,
+    /// `SLACK_SILENCE`: a connection from which nothing came for so long is dead. Default 30 s.
+    pub silence: Duration,
     /// `SLACK_TEAM_IDS`: workspaces, beside the one that the bot belongs to, whose people count as its own.
     pub teams: BTreeSet<String>,
     /// `SLACK_CANARY_CHANNEL`: where the way of events is tried out.
@@ -282,4 +286,6 @@ pub struct AccessConfig {
     pub channels: BTreeSet<String>,
     /// `ADMIN_USER_IDS`: may stop anybody's job.
     pub admins: BTreeSet<String>,
+    /// `ALLOW_EVERYONE=true`: the two lists are not asked.
+    pub everyone: bool,
 }

@@ -3,7 +3,7 @@
 //! Its promise: every message that is handed in gets exactly one outcome, whatever dies on the way. What is owed stands
 //! in [`debts::Debts`], outside of the actor; what is to be seen in a chat is recorded with the outcome (`visible`).
 //! Parts: `admission` and `stop` (who may do what), `wishes` (stopping and changing), `watchdog` (deadlines),
-//! `recovery` (what an earlier process left), `room` (what the desk keeps of a conversation).
+//! `lookup` (what is known of a job), `recovery` (what an earlier process left), `room` (what the desk keeps of a conversation).
 //!
 //! Started by the app, restarted by its supervisor. When it dies, its conversations die with it, and the next desk ends
 //! what was open as interrupted and tells it. When a conversation dies, the desk does the same for that one's jobs.
@@ -15,6 +15,7 @@ pub mod ending;
 pub mod front;
 pub mod history;
 mod intake;
+pub mod lookup;
 pub mod recovery;
 mod room;
 pub mod stop;
@@ -37,7 +38,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::chat::{Change, Inbound};
 use crate::config::AgentKind;
 use crate::job::{ConversationId, JobId, Outcome, RequesterId};
-use crate::journal::{Accepted, JobState, Journal, JournalError};
+use crate::journal::{self, Accepted, JobState, Journal, JournalError};
 use crate::pool::PoolHandle;
 use crate::supervise::current;
 use crate::supervise::{ChildSpec, RestartPolicy};
@@ -47,6 +48,7 @@ use conversation::{Conversation, ConversationMsg};
 use debts::Debts;
 use ending::{Ended, JOURNAL_PATIENCE};
 use front::DeskHandle;
+use lookup::Lookup;
 use room::{Incarnation, Room};
 use stop::Stopping;
 
@@ -106,6 +108,8 @@ pub enum DeskMsg {
     Patrol,
     /// Own task: these were past it, and have been ended.
     Patrolled(Vec<(ConversationId, JobId)>),
+    /// Somebody pressed a button below a job's outcome, and what is known of the job is needed.
+    Look { job: JobId, reply: RpcReplyPort<journal::Result<Option<Lookup>>> },
     /// Anyone asks how things stand.
     Status(RpcReplyPort<DeskStatus>),
 }
@@ -131,7 +135,7 @@ pub struct Desk<J> {
 /// The desk as a child for the root supervisor, and the way to it over all restarts.
 pub fn child<J: Journal>(desk: Desk<J>) -> (ChildSpec, DeskHandle) {
     let (current, follow) = current::channel(None);
-    let handle = DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.default_agent);
+    let handle = DeskHandle::new(follow, desk.debts.clone(), desk.world.clone(), desk.settings.clone());
     let current = Arc::new(current);
     let mut spec = ChildSpec::new("desk", RestartPolicy::ESSENTIAL, move |root| {
         let (desk, current) = (desk.clone(), current.clone());
@@ -202,6 +206,7 @@ impl<J: Journal> Actor for Desk<J> {
             }
             DeskMsg::Patrol => self.on_patrol(&me, st),
             DeskMsg::Patrolled(ended) => self.on_patrolled(&me, st, &ended),
+            DeskMsg::Look { job, reply } => self.on_look(job, reply),
             DeskMsg::Status(reply) => self.on_status(st, reply),
         }
         Ok(())

@@ -1,8 +1,11 @@
 //! What a job is: one accepted prompt, from journal row to outcome. Plain data, shared by every part.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -190,7 +193,7 @@ pub struct OutputFile {
     /// Path below the output folder; checked to have no `..` and no control characters.
     pub name: String,
     #[serde(skip)]
-    pub bytes: bytes::Bytes,
+    pub bytes: Bytes,
     pub size: u64,
 }
 
@@ -230,6 +233,23 @@ pub struct JobSpec {
     pub prompt: String,
     /// Wall time allowed for the agent's run.
     pub run_timeout: Duration,
+    /// Files that came with the message, for the input folder.
+    pub files: Vec<InputFile>,
+}
+
+/// A file that the agent is to find in its input folder.
+#[derive(Clone)]
+pub struct InputFile {
+    /// A harmless name, different from those of the job's other files.
+    pub name: String,
+    pub source: Arc<dyn FileSource>,
+}
+
+/// Where a file's content comes from. It is asked for when the machine for the job is there, so that waiting jobs hold
+/// no files.
+pub trait FileSource: Send + Sync {
+    /// The content, or a sentence for the user why it is not to be had.
+    fn fetch(&self) -> BoxFuture<'_, Result<Bytes, String>>;
 }
 
 impl fmt::Debug for JobSpec {

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::chat::Attachment;
 use crate::job::{ChannelId, ConversationId, JobId, Outcome, RequesterId, Timings};
 use crate::pool::receipt::Receipt;
 use crate::sprites::CheckpointId;
@@ -61,6 +62,8 @@ pub struct JobRow {
     /// Not serialised, not logged.
     #[serde(skip)]
     pub prompt: String,
+    /// Files that came with the message.
+    pub files: Vec<Attachment>,
     pub state: JobState,
     pub runner: Option<String>,
     pub accepted_at: Timestamp,
@@ -237,6 +240,11 @@ pub trait Journal: Clone + Send + Sync + 'static {
     fn file(&self, key: &str) -> impl Future<Output = Result<Option<Bytes>>> + Send;
     /// Drops contents that no effect names, as a process leaves them that dies before it records an outcome.
     fn drop_stray_files(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// A small value that was kept under this name.
+    fn kept(&self, name: &str) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// Keeps a small value under this name in place of the one before; `None` takes it away.
+    fn keep(&self, name: &str, value: Option<&str>) -> impl Future<Output = Result<()>> + Send;
 
     fn runner(&self, runner: &str) -> impl Future<Output = Result<Option<RunnerRow>>> + Send;
     /// Records a freshly built runner: new sprite, checkpoint and fingerprint, dirty until verified. Keeps the highest

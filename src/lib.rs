@@ -4,6 +4,7 @@
 //! it to its conversation; that asks the [`pool`] for a runner; the [`runner`] checks its sprite over [`sprites`], runs
 //! the [`agent`], restores the sprite, proves that it is clean and offers itself again. `actors.md` draws the tree.
 
+pub mod admin;
 pub mod agent;
 pub mod app;
 pub mod chat;

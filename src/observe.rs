@@ -4,6 +4,8 @@
 //! `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; a collector that is down costs spans,
 //! never a job.
 
+pub mod health;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 

@@ -8,6 +8,7 @@
 pub mod build;
 pub mod claim;
 pub mod collect;
+pub mod input;
 pub mod scripts;
 pub mod state;
 pub mod stop;

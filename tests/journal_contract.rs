@@ -1,5 +1,6 @@
 //! The journal's contract: one suite, kept by the SQLite journal and by the simulation's journal in memory.
 
+use janebot::chat::Action;
 use janebot::job::{ChannelId, ConversationId, FailReason, JobId, Outcome, RequesterId, Timings};
 use janebot::journal::memory::{Call, MemoryJournal};
 use janebot::journal::outgoing::{Delivery, Effect, Mark, Outgoing, OutgoingState};
@@ -29,6 +30,7 @@ fn job(name: &str) -> JobRow {
         conversation: ConversationId::new("slack:C1/1700000000.000100"),
         agent: "shell".into(),
         prompt: "say 'it''s'; -- \u{1f600}\n\0 end".into(),
+        files: Vec::new(),
         state: JobState::Accepted,
         runner: None,
         accepted_at: at(0),
@@ -82,7 +84,7 @@ fn effect(key: &str, effect: Effect) -> Outgoing {
 }
 
 fn post(key: &str) -> Outgoing {
-    effect(key, Effect::Post { text: "it's \"x\" \u{1f600}\n{}".into() })
+    effect(key, Effect::Post { text: "it's \"x\" \u{1f600}\n{}".into(), buttons: vec![Action::Why] })
 }
 
 fn progress(text: &str, closing: bool) -> Outgoing {
@@ -541,7 +543,7 @@ enum Step {
 fn small_effect(key: u8, closing: bool, second: i64) -> Outgoing {
     match key {
         0 => progress(&format!("p{second}"), closing),
-        key => effect(&format!("k{key}"), Effect::Post { text: format!("t{second}") }),
+        key => effect(&format!("k{key}"), Effect::Post { text: format!("t{second}"), buttons: Vec::new() }),
     }
 }
 

@@ -31,6 +31,7 @@ fn job(number: u64, prompt: &str) -> JobRow {
         conversation: ConversationId::new("terminal:0/0"),
         agent: "shell".into(),
         prompt: prompt.into(),
+        files: Vec::new(),
         state: JobState::Accepted,
         runner: None,
         accepted_at: at(),
@@ -106,7 +107,7 @@ async fn one_job_of_a_chat(journal: &SqliteJournal, number: u64) {
     let outcome = Outcome::Answered { answer: "an answer".into() };
     let effects = [
         progress(true),
-        effect("answer/0", Effect::Post { text: "an answer".into() }),
+        effect("answer/0", Effect::Post { text: "an answer".into(), buttons: Vec::new() }),
         effect("unheard", mark(Mark::Heard, false)),
         effect("ended", mark(Mark::Answered, true)),
     ];
@@ -427,7 +428,7 @@ async fn a_newer_or_a_strangers_file_is_refused_unchanged() {
     sql(&path, "PRAGMA user_version = 99").await;
     let before = std::fs::read(&path).unwrap();
     let error = SqliteJournal::open(&path).await.unwrap_err();
-    assert!(matches!(error, JournalError::Newer { found: 99, known: 3, .. }), "{error:?}");
+    assert!(matches!(error, JournalError::Newer { found: 99, known: 4, .. }), "{error:?}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
     let path = folder.path().join("bookmarks.sqlite");

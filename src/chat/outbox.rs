@@ -14,13 +14,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use ractor::rpc::CallResult;
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort, SupervisionEvent};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Capabilities, Chats, LATE_EFFECT, Request, SendError};
+use super::{Action, Attachment, Button, Capabilities, Chats, LATE_EFFECT, Request, Said, SendError, Sent};
 use crate::job::{ConversationId, JobId};
 use crate::journal::outgoing::{Delivery, Effect, Outgoing, OutgoingRow};
 use crate::journal::{self, Journal};
@@ -31,6 +32,12 @@ use lane::{Answer, Lane, Next, Step};
 
 /// A request that takes longer is taken for lost on the way: its effect is not known.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a file of a message may take to come, when the runner for it is there already.
+const FETCH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a prompt waits for what was said before it.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often the outbox looks by itself for what it was not told of.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -64,6 +71,33 @@ impl OutboxHandle {
     /// What the chat of this conversation can do; `None` when it is not one that the outbox writes to.
     pub fn capabilities(&self, conversation: &ConversationId) -> Option<Capabilities> {
         self.chats.capabilities(conversation)
+    }
+
+    /// Shows that Jane is at work in the conversation, as often as its chat wants that, until it is dropped.
+    pub async fn type_on(&self, conversation: &ConversationId) {
+        let Some(every) = self.capabilities(conversation).and_then(|can| can.typing_every) else { return };
+        loop {
+            if let Ok(Err(error)) = timeout(every, self.chats.typing(conversation)).await {
+                tracing::debug!(%conversation, %error, "it could not be shown that a job runs");
+            }
+            sleep(every).await;
+        }
+    }
+
+    /// As [`Chats::fetch`](super::Chats::fetch), within a time.
+    pub async fn fetch(&self, conversation: &ConversationId, file: &Attachment, limit: u64) -> Sent<Bytes> {
+        let fetched = timeout(FETCH_PATIENCE, self.chats.fetch(conversation, file, limit)).await;
+        fetched.unwrap_or_else(|_| {
+            Err(SendError::Unreachable(format!("it was not there within {} s", FETCH_PATIENCE.as_secs())))
+        })
+    }
+
+    /// As [`Chats::history`](super::Chats::history), within a time.
+    pub async fn history(&self, to: &ConversationId, before: &str, budget: usize) -> Sent<Option<Vec<Said>>> {
+        let told = timeout(HISTORY_PATIENCE, self.chats.history(to, before, budget)).await;
+        told.unwrap_or_else(|_| {
+            Err(SendError::Unreachable(format!("it was not told within {} s", HISTORY_PATIENCE.as_secs())))
+        })
     }
 
     /// Says that effects were recorded.
@@ -296,17 +330,25 @@ impl<J: Journal> Outbox<J> {
     }
 
     async fn send(&self, conversation: &ConversationId, row: OutgoingRow) -> Answer {
-        let key = row.outgoing.key;
+        let (key, job) = (row.outgoing.key, row.outgoing.job);
+        let buttons = |actions: &[Action]| {
+            actions.iter().map(|action| Button { action: *action, job: job.clone() }).collect::<Vec<_>>()
+        };
         let request = match row.outgoing.effect {
-            Effect::Post { text } => Request::Post { key: key.clone(), text },
+            Effect::Post { text, buttons: actions } => {
+                Request::Post { key: key.clone(), text, buttons: buttons(&actions) }
+            }
             Effect::Upload { name } => match self.journal.file(&key).await {
                 Ok(Some(bytes)) => Request::Upload { key: key.clone(), name, bytes },
                 Ok(None) => return Answer::Sent(Err(SendError::Refused("the file's content is not there".into()))),
                 Err(error) => return journal_failed(&error),
             },
             Effect::React { message, mark, shown } => Request::React { message_key: message, mark, shown },
-            Effect::Progress { text, .. } => match row.message {
-                Some(message) => Request::Edit { message, text },
+            Effect::Progress { text, closing } => match row.message {
+                Some(message) => {
+                    let buttons = if closing { Vec::new() } else { buttons(&[Action::Cancel]) };
+                    Request::Edit { message, text, buttons }
+                }
                 None => return Answer::Sent(Err(SendError::Refused("its message is not known".into()))),
             },
         };
@@ -361,14 +403,15 @@ impl<J: Journal> Outbox<J> {
             }
         }
         let effect = Effect::Progress { text: text.clone(), closing: false };
+        let buttons = vec![Button { action: Action::Cancel, job: job.clone() }];
         let row = Outgoing { key: key.clone(), job, conversation: conversation.clone(), effect };
         // This is also the note that a request is about to be made.
         if let Err(error) = self.journal.put(std::slice::from_ref(&row), self.world.now()).await {
             return journal_failed(&error);
         }
         let request = match &message {
-            Some(message) => Request::Edit { message: message.clone(), text },
-            None => Request::Post { key: key.clone(), text },
+            Some(message) => Request::Edit { message: message.clone(), text, buttons },
+            None => Request::Post { key: key.clone(), text, buttons },
         };
         match self.request(conversation, &request).await {
             Ok(posted) => {

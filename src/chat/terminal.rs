@@ -91,6 +91,7 @@ impl Session {
             channel: ChannelId::new("terminal:local"),
             conversation: self.conversation.clone(),
             text: message.text,
+            files: Vec::new(),
             agent: message.agent,
             timeout: message.timeout,
             replies: Some(Arc::new(ToChannel(replies))),

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::Progress;
 use super::text::{harmless, one_line};
+use super::{Action, Progress};
 use crate::job::{JobReport, Outcome};
 use crate::journal::outgoing::Mark;
 
@@ -68,6 +68,16 @@ pub fn outcome(report: &JobReport) -> String {
         let _ = write!(text, "\n\n{} · {took:.1} s · job {}", report.agent, report.job);
     }
     text
+}
+
+/// What can be done about the outcome. A job that failed, or a moment that was wrong, may be tried again by whoever asked.
+pub fn buttons(outcome: &Outcome) -> Vec<Action> {
+    match outcome {
+        Outcome::Failed { .. } => vec![Action::Retry, Action::Why],
+        Outcome::Refused { .. } if outcome.is_retryable() => vec![Action::Retry],
+        Outcome::Refused { .. } | Outcome::Merged { .. } => Vec::new(),
+        Outcome::Answered { .. } | Outcome::Cancelled { .. } => vec![Action::Why],
+    }
 }
 
 /// The mark that the message gets in the end.

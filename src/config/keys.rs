@@ -171,6 +171,8 @@ keys! {
         "Chat channels in which everybody may ask.";
     ADMIN_USER_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "U024BE7LH",
         "Chat users who may stop anybody's job; everybody may stop their own.";
+    ALLOW_EVERYONE: bool = value::flag, "true or false", Value("false"), "true",
+        "Lets everybody who can write to Jane in a chat use her, listed or not.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
 
@@ -184,6 +186,8 @@ keys! {
         "https://slack.com/api", "Slack's Web API. Another one is for tests; plain http only to this machine.";
     SLACK_CONNECTIONS: usize = |text| value::count(text, 1, MAX_SLACK_CONNECTIONS), "number, 1 to 10", Value("2"), "3",
         "Socket Mode connections held open, so that losing one delays nothing.";
+    SLACK_SILENCE: Duration = |text| value::span(text, SECOND, 300 * SECOND), "time, 1s to 5m", Value("30s"), "45s",
+        "A Socket Mode connection from which nothing came for so long, though it was pinged, is taken for dead.";
     SLACK_TEAM_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "T024BE7LD",
         "Slack workspaces, beside the bot's own, whose people are no strangers. Guests and other strangers must be in \
          `ALLOWED_USER_IDS`.";
@@ -191,6 +195,8 @@ keys! {
         "A Slack channel, with the bot in it, where janebot writes and deletes a message now and then to see that \
          events reach it.";
 
+    ADMIN_LISTEN: SocketAddr = value::address, "address with port", Value("127.0.0.1:8470"), "0.0.0.0:8470",
+        "Where the service tells whether it is ready (/healthz, /readyz) and takes what chats send by HTTP.";
     HOST_LISTEN: SocketAddr = value::loopback, "loopback address with port", Value("127.0.0.1:0"), "127.0.0.1:8317",
         "Where the embedded host serves the Sprites API; port 0 picks a free one.";
     HOST_ROOTFS: PathBuf = value::folder, "absolute path", Nothing, "/srv/janebot/rootfs",

@@ -47,9 +47,17 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         users: source.get(&keys::ALLOWED_USER_IDS).unwrap_or_default(),
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
         admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
+        everyone: source.get(&keys::ALLOW_EVERYONE).unwrap_or_default(),
     };
     let slack = slack(source);
+    if slack.is_some() && access.users.is_empty() && access.channels.is_empty() && !access.everyone {
+        let problem = "nobody in Slack may ask: name people here or channels in ALLOWED_CHANNEL_IDS, or set \
+                       ALLOW_EVERYONE=true"
+            .into();
+        source.complain_for(&keys::ALLOWED_USER_IDS.about, problem, &keys::ALLOW_EVERYONE.about);
+    }
     let debounce = source.get(&keys::DEBOUNCE);
+    let admin_listen = source.get(&keys::ADMIN_LISTEN);
     let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
     let isolation =
         source.get(&keys::ALLOW_LOCAL_EXECUTION).map(|off| if off { Isolation::Off } else { Isolation::Full });
@@ -92,6 +100,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         slack,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
+        admin_listen: admin_listen?,
         data_dir,
         journal_path,
     })
@@ -167,6 +176,7 @@ fn slack(source: &mut Source) -> Option<SlackConfig> {
     let signing_secret = source.get(&keys::SLACK_SIGNING_SECRET);
     let api_url = source.get(&keys::SLACK_API_URL);
     let connections = source.get(&keys::SLACK_CONNECTIONS);
+    let silence = source.get(&keys::SLACK_SILENCE);
     let teams = source.get(&keys::SLACK_TEAM_IDS).unwrap_or_default();
     let canary = source.get(&keys::SLACK_CANARY_CHANNEL);
     let ways = [&keys::SLACK_APP_TOKEN.about, &keys::SLACK_SIGNING_SECRET.about];
@@ -196,6 +206,7 @@ fn slack(source: &mut Source) -> Option<SlackConfig> {
         signing_secret,
         api_url: api_url?,
         connections: connections?,
+        silence: silence?,
         teams,
         canary,
     })

@@ -78,6 +78,7 @@ impl Config {
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("ADMIN_USER_IDS", list(&self.access.admins));
+        line("ALLOW_EVERYONE", self.access.everyone.to_string());
         match &self.slack {
             None => line("SLACK_BOT_TOKEN", "not set: Slack is off".into()),
             Some(slack) => {
@@ -87,11 +88,13 @@ impl Config {
                 line("SLACK_SIGNING_SECRET", is_set(&slack.signing_secret));
                 line("SLACK_API_URL", slack.api_url.clone());
                 line("SLACK_CONNECTIONS", slack.connections.to_string());
+                line("SLACK_SILENCE", time(slack.silence));
                 line("SLACK_TEAM_IDS", list(&slack.teams));
                 line("SLACK_CANARY_CHANNEL", slack.canary.clone().unwrap_or_else(|| "not set".into()));
             }
         }
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
+        line("ADMIN_LISTEN", self.admin_listen.to_string());
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));
         lines

@@ -232,9 +232,12 @@ pub(super) fn folder(text: &str) -> Parsed<PathBuf> {
     if path.is_dir() { Ok(path) } else { Err(format!("{} is not a folder on this machine", shown(text))) }
 }
 
+pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
+    text.parse().map_err(|_| format!("{} is not an address with a port, as in 127.0.0.1:0", shown(text)))
+}
+
 pub(super) fn loopback(text: &str) -> Parsed<SocketAddr> {
-    let address: SocketAddr =
-        text.parse().map_err(|_| format!("{} is not an address with a port, as in 127.0.0.1:0", shown(text)))?;
+    let address = address(text)?;
     match address.ip().is_loopback() {
         true => Ok(address),
         false => Err(format!("{} is not a loopback address: whoever reaches the host can run programs", shown(text))),

@@ -137,7 +137,7 @@ pub(super) fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(
         return Ok(());
     }
     let (user, channel) = (inbound.requester.as_str(), inbound.channel.as_str());
-    if listed(&access.users, user) || listed(&access.channels, channel) {
+    if access.everyone || listed(&access.users, user) || listed(&access.channels, channel) {
         return Ok(());
     }
     let (user, channel) = (platform_id(user), platform_id(channel));
@@ -179,6 +179,7 @@ mod tests {
             channel: ChannelId::new("slack:C1"),
             conversation: ConversationId::new("slack:C1/1"),
             text: text.into(),
+            files: Vec::new(),
             agent: agent.map(Into::into),
             timeout: None,
             replies: Some(Arc::new(Nowhere)),
@@ -194,6 +195,7 @@ mod tests {
             debounce: Duration::ZERO,
             access: AccessConfig {
                 admins: BTreeSet::new(),
+                everyone: false,
                 users: users.iter().map(ToString::to_string).collect(),
                 channels: channels.iter().map(ToString::to_string).collect(),
             },

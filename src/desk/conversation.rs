@@ -15,7 +15,8 @@
 //! the jobs that were waiting here, and the events of the run, which the runner takes for a cancellation.
 
 mod changes;
-mod merge;
+mod files;
+pub(super) mod merge;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -36,8 +37,9 @@ use super::ending::{self, Cause, Ended, JOURNAL_PATIENCE};
 use super::history::{self, Exchange, History};
 use super::{DeskMsg, Hearing};
 use crate::agent::AgentEvent;
+use crate::chat::outbox::OutboxHandle;
 use crate::chat::text::one_line;
-use crate::chat::{Inbound, Progress, Reply};
+use crate::chat::{Inbound, Progress, Reply, Said, SendError, message_of};
 use crate::config::AgentKind;
 use crate::job::{ConversationId, JobId, JobReport, JobSpec, Outcome, RequesterId};
 use crate::journal::Journal;
@@ -73,6 +75,8 @@ pub enum ConversationMsg {
     Ready,
     /// The journal told what was said before this actor was started.
     Remembered(Vec<Exchange>),
+    /// The chat told what was said before the message of run `run`; `None` when it is not the one to tell.
+    Told { run: u64, said: Option<Vec<Said>> },
     /// The ticket's holder has news of run `run`.
     Event { run: u64, event: JobEvent },
     /// The ticket's holder is gone; no event of run `run` follows.
@@ -164,6 +168,7 @@ impl<J: Journal> Actor for Conversation<J> {
             ConversationMsg::HandedOver { job } => self.on_handed_over(&me, st, &job),
             ConversationMsg::Ready => self.begin_next(&me, st),
             ConversationMsg::Remembered(exchanges) => self.on_remembered(&me, st, exchanges),
+            ConversationMsg::Told { run, said } => self.on_told(&me, st, run, said),
             ConversationMsg::Event { run, event } => self.on_event(&me, st, run, event),
             ConversationMsg::Closed { run } => self.on_closed(&me, st, run),
             ConversationMsg::Overdue { run, phase } => self.on_overdue(&me, st, run, phase),
@@ -355,14 +360,20 @@ impl<J: Journal> Conversation<J> {
                 hearing
             }
         };
-        let spec = Arc::new(self.spec(&hearing, history));
+        let spec = Arc::new(self.spec(&hearing, history, None));
         st.runs += 1;
         let asked_at = Instant::now();
         let cancel = CancellationToken::new();
+        let pump = match self.debts.outbox().filter(|_| needs_history(&hearing)) {
+            Some(outbox) => self.look_back(me, st.runs, &hearing, outbox, &cancel),
+            None => self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel), Lease::None),
+        };
         let mut run = Box::new(Run {
-            pump: self.ask(me, st.runs, self.ticket(&spec, asked_at, &cancel), Lease::None),
+            pump,
+            _typing: self.type_on(&hearing),
             hearing,
             spec,
+            said: None,
             run: st.runs,
             phase: Phase::Waiting,
             phases: 0,
@@ -379,13 +390,68 @@ impl<J: Journal> Conversation<J> {
         st.doing = Doing::Run(run);
     }
 
-    fn spec(&self, hearing: &Hearing, history: &History) -> JobSpec {
+    /// Asks the chat what was said before the message.
+    fn look_back(
+        &self,
+        me: &ActorRef<ConversationMsg>,
+        run: u64,
+        hearing: &Hearing,
+        outbox: &OutboxHandle,
+        cancel: &CancellationToken,
+    ) -> AbortOnDropHandle<()> {
+        let (outbox, me, id, cancel) = (outbox.clone(), me.clone(), self.id.clone(), cancel.clone());
+        let key = hearing.inbound.key.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let told = AssertUnwindSafe(outbox.history(&id, message_of(&key), history::BUDGET)).catch_unwind();
+            let told = tokio::select! {
+                biased;
+                () = cancel.cancelled() => {
+                    let event = JobEvent::NotStarted(NotStarted::Cancelled);
+                    let _ = me.cast(ConversationMsg::Event { run, event });
+                    return;
+                }
+                told = told => told.unwrap_or_else(|_| Err(SendError::Refused("the adapter panicked".into()))),
+            };
+            let said = told.unwrap_or_else(|error| {
+                tracing::warn!(conversation = %id, %error, "the chat did not tell its history: the journal's has to do");
+                None
+            });
+            let _ = me.cast(ConversationMsg::Told { run, said });
+        }))
+    }
+
+    fn on_told(&self, me: &ActorRef<ConversationMsg>, st: &mut State, number: u64, said: Option<Vec<Said>>) {
+        let (Doing::Run(run), Some(history)) = (&mut st.doing, &st.history) else { return };
+        if run.run != number {
+            return;
+        }
+        run.said = said;
+        run.spec = Arc::new(self.spec(&run.hearing, history, run.said.as_deref()));
+        // One that is to stop is answered by whoever would have run it.
+        run.pump = self.ask(me, number, self.ticket(&run.spec, run.asked_at, &run.cancel), Lease::None);
+    }
+
+    /// Shows in the chat that Jane is at work, until the handle is dropped.
+    fn type_on(&self, hearing: &Hearing) -> Option<AbortOnDropHandle<()>> {
+        let outbox = self.debts.outbox().filter(|_| hearing.is_for_outbox())?.clone();
+        let id = self.id.clone();
+        Some(AbortOnDropHandle::new(tokio::spawn(async move { outbox.type_on(&id).await })))
+    }
+
+    fn spec(&self, hearing: &Hearing, history: &History, said: Option<&[Said]>) -> JobSpec {
         let Inbound { requester, channel, conversation, timeout, .. } = &hearing.inbound;
-        let text = merge::whole_text(hearing);
-        let prompt = match hearing.agent {
+        let files = self.debts.outbox().map(|outbox| files::of(&hearing.inbound, outbox)).unwrap_or_default();
+        let text = merge::whole_text(&hearing.inbound.text, &hearing.parts);
+        let prompt = match (hearing.agent, said) {
             // Its prompt is a script, in which talk has no place.
-            AgentKind::Shell => text,
-            AgentKind::Amp | AgentKind::Claude => history.prompt(&hearing.job, requester, &text),
+            (AgentKind::Shell, _) => text,
+            (AgentKind::Amp | AgentKind::Claude, said) => {
+                let text = text + &files::mention(&files);
+                match said {
+                    Some(said) => history::prompt_after(said, &hearing.job, requester, &text),
+                    None => history.prompt(&hearing.job, requester, &text),
+                }
+            }
         };
         JobSpec {
             job: hearing.job.clone(),
@@ -395,6 +461,7 @@ impl<J: Journal> Conversation<J> {
             agent: hearing.agent.name().to_owned(),
             prompt,
             run_timeout: timeout.unwrap_or(self.settings.run_timeout).min(MAX_RUN_TIMEOUT),
+            files,
         }
     }
 
@@ -467,7 +534,7 @@ impl<J: Journal> Conversation<J> {
 
     fn end_run(&self, me: &ActorRef<ConversationMsg>, st: &mut State, report: JobReport) {
         if let Doing::Run(run) = std::mem::replace(&mut st.doing, Doing::Idle) {
-            let message = merge::whole_text(&run.hearing);
+            let message = merge::whole_text(&run.hearing.inbound.text, &run.hearing.parts);
             let Hearing { job, inbound, .. } = *run.hearing;
             st.doing = Doing::Ending { job, requester: inbound.requester, message };
         }
@@ -517,6 +584,14 @@ impl<J: Journal> Conversation<J> {
 
     fn progress(&self, job: &JobId, progress: Progress) {
         self.debts.tell(job, Reply::Progress { job: job.clone(), progress });
+    }
+}
+
+/// Whether the agent is told what was said before, and by a chat.
+fn needs_history(hearing: &Hearing) -> bool {
+    match hearing.agent {
+        AgentKind::Shell => false,
+        AgentKind::Amp | AgentKind::Claude => hearing.is_for_outbox(),
     }
 }
 

@@ -72,6 +72,11 @@ impl Debts {
         Self { outbox: Some(outbox), ..Self::default() }
     }
 
+    /// The outbox that tells what has no direct way back, if there is one.
+    pub fn outbox(&self) -> Option<&OutboxHandle> {
+        self.outbox.as_ref()
+    }
+
     /// Where the outcome of a message is to be seen, if the outbox writes there.
     pub fn place_of(&self, conversation: &ConversationId, message_key: &str) -> Option<Place> {
         let can = self.outbox.as_ref()?.capabilities(conversation)?;

@@ -1,5 +1,6 @@
 //! The front door: how adapters hand in messages, over restarts of the desk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::rpc::CallResult;
@@ -7,14 +8,16 @@ use ractor::{ActorRef, MessagingErr, RpcReplyPort};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::admission::Settings;
 use super::debts::Debts;
-use super::ending::Ended;
+use super::ending::{Ended, JOURNAL_PATIENCE};
+use super::lookup::{Again, Lookup};
 use super::recovery::Left;
 use super::stop::Stopping;
 use super::{DeskMsg, DeskStatus, Hearing, Target};
 use crate::chat::{Change, Inbound};
-use crate::config::AgentKind;
-use crate::job::{Outcome, RefuseReason, RequesterId};
+use crate::job::{JobId, Outcome, RefuseReason, RequesterId};
+use crate::journal;
 use crate::supervise::current::Follower;
 use crate::world::World;
 
@@ -27,7 +30,7 @@ pub struct DeskHandle {
     current: Follower<Option<ActorRef<DeskMsg>>>,
     debts: Debts,
     world: World,
-    default_agent: AgentKind,
+    settings: Arc<Settings>,
 }
 
 impl DeskHandle {
@@ -36,9 +39,9 @@ impl DeskHandle {
         current: Follower<Option<ActorRef<DeskMsg>>>,
         debts: Debts,
         world: World,
-        default_agent: AgentKind,
+        settings: Arc<Settings>,
     ) -> Self {
-        Self { current, debts, world, default_agent }
+        Self { current, debts, world, settings }
     }
 
     /// Hands in a message, which from then on is owed an outcome. Waits while the desk is being restarted; when it has
@@ -77,7 +80,7 @@ impl DeskHandle {
     /// Hands in what an earlier process left, in its order.
     pub async fn resume(&self, left: Vec<Left>) {
         for left in left {
-            self.hand_in(Hearing::left(left, self.default_agent)).await;
+            self.hand_in(Hearing::left(left, self.settings.default_agent)).await;
         }
     }
 
@@ -86,7 +89,7 @@ impl DeskHandle {
             job: self.world.job_id(),
             inbound,
             heard_at: Instant::now(),
-            agent: self.default_agent,
+            agent: self.settings.default_agent,
             heard: None,
             is_recorded: false,
             parts: Vec::new(),
@@ -121,6 +124,36 @@ impl DeskHandle {
     /// Asks jobs to stop. Returns how many are meant, or `None` when the desk does not answer.
     pub async fn cancel(&self, target: Target, by: RequesterId) -> Option<Stopping> {
         self.ask(|reply| DeskMsg::Cancel { target, by, reply }, PATIENCE).await
+    }
+
+    /// Runs a job again that failed, as a new message of its requester in the same conversation; once, however often it
+    /// is asked.
+    pub async fn again(&self, job: &JobId, by: &RequesterId) -> Again {
+        match self.look(job).await {
+            None | Some(Err(_)) => Again::Failed,
+            Some(Ok(None)) => Again::Unknown,
+            Some(Ok(Some(known))) => match known.again(by, &self.settings.access) {
+                Err(why) => why,
+                Ok(inbound) => match self.hear(inbound).await {
+                    true => Again::Started,
+                    false => Again::Failed,
+                },
+            },
+        }
+    }
+
+    /// The story of a job, as far as everybody in its conversation may know it: neither prompt nor answer. A sentence
+    /// when there is none.
+    pub async fn why(&self, job: &JobId) -> String {
+        match self.look(job).await {
+            None | Some(Err(_)) => "The journal does not tell at the moment: try again in a minute.".into(),
+            Some(Ok(None)) => Again::Unknown.sentence(),
+            Some(Ok(Some(known))) => known.story(&self.world),
+        }
+    }
+
+    async fn look(&self, job: &JobId) -> Option<journal::Result<Option<Lookup>>> {
+        self.ask(|reply| DeskMsg::Look { job: job.clone(), reply }, PATIENCE + JOURNAL_PATIENCE).await
     }
 
     /// Takes nothing new and waits until all jobs have ended, at most until `deadline`. Returns how many have not.

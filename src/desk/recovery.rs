@@ -119,7 +119,8 @@ pub(super) fn report(row: &JobRow, outcome: Outcome, now: Timestamp) -> JobRepor
     }
 }
 
-async fn merged_into<J: Journal>(journal: &J, lead: &JobRow) -> journal::Result<Vec<String>> {
+/// Texts of the messages that were merged into this one, in their order.
+pub(super) async fn merged_into<J: Journal>(journal: &J, lead: &JobRow) -> journal::Result<Vec<String>> {
     let rows = journal.conversation_jobs(&lead.conversation, 2 * MAX_OPEN_IN_CONVERSATION as u32).await?;
     let is_part = |row: &JobRow| matches!(&row.outcome, Some(Outcome::Merged { into, .. }) if *into == lead.job);
     Ok(rows.into_iter().rev().filter(is_part).map(|row| row.prompt).collect())

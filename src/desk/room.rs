@@ -79,6 +79,7 @@ impl Hearing {
             conversation: self.inbound.conversation.clone(),
             agent: self.agent.name().to_owned(),
             prompt: self.inbound.text.clone(),
+            files: self.inbound.files.clone(),
             state: JobState::Accepted,
             runner: None,
             accepted_at,
@@ -91,11 +92,16 @@ impl Hearing {
         }
     }
 
-    /// The row of a message that becomes no job. Of its text only as much is kept as people need to know it again.
+    /// The row of a message that becomes no job. Of its text only as much is kept as people need to know it again, or all
+    /// of it where they may ask once more with a button.
     pub(super) fn refused_row(&self, report: &JobReport) -> JobRow {
+        let prompt = match report.outcome.is_retryable() {
+            true => self.inbound.text.clone(),
+            false => one_line(&self.inbound.text, MAX_REFUSED_TEXT),
+        };
         JobRow {
             agent: one_line(&report.agent, 40),
-            prompt: one_line(&self.inbound.text, MAX_REFUSED_TEXT),
+            prompt,
             state: JobState::Ended,
             ended_at: Some(report.ended_at),
             outcome: Some(report.outcome.clone()),
@@ -115,6 +121,7 @@ impl Hearing {
                 channel: row.channel,
                 conversation: row.conversation,
                 text: row.prompt,
+                files: row.files,
                 agent: Some(row.agent),
                 timeout: None,
                 replies: None,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::chat::outbox::progress_key;
 use crate::chat::split::split;
-use crate::chat::{Capabilities, words};
+use crate::chat::{Capabilities, message_of, words};
 use crate::job::{ConversationId, JobId, JobReport, Outcome};
 use crate::journal::outgoing::{Effect, Mark, Outgoing};
 
@@ -31,7 +31,7 @@ impl Place {
     }
 
     fn mark(&self, job: &JobId, name: &str, mark: Mark, shown: bool) -> Option<Outgoing> {
-        let effect = Effect::React { message: self.message_key.clone(), mark, shown };
+        let effect = Effect::React { message: message_of(&self.message_key).to_owned(), mark, shown };
         self.can.react.then(|| self.effect(job, name, effect))
     }
 
@@ -72,8 +72,10 @@ impl Place {
             pieces[0].push_str(WHOLE_IN_FILE);
             files.insert(0, ("answer.md".into(), Bytes::from(text)));
         }
+        let count = pieces.len();
         for (number, text) in pieces.into_iter().enumerate() {
-            effects.push((self.effect(job, &format!("answer/{number}"), Effect::Post { text }), None));
+            let buttons = if number + 1 == count { words::buttons(&report.outcome) } else { Vec::new() };
+            effects.push((self.effect(job, &format!("answer/{number}"), Effect::Post { text, buttons }), None));
         }
         if !self.can.upload {
             return;
@@ -95,7 +97,8 @@ mod tests {
         Place { conversation: ConversationId::new("slack:C1/1"), message_key: "m1".into(), can }
     }
 
-    const ALL: Capabilities = Capabilities { edit: true, react: true, upload: true, max_message_chars: 200 };
+    const ALL: Capabilities =
+        Capabilities { edit: true, react: true, upload: true, max_message_chars: 200, typing_every: None };
 
     fn report(answer: &str) -> JobReport {
         JobReport {
@@ -124,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_chat_gets_only_what_it_can() {
-        let can = Capabilities { edit: false, react: false, upload: false, max_message_chars: 200 };
+        let can = Capabilities { edit: false, react: false, upload: false, max_message_chars: 200, typing_every: None };
         assert!(place(can).heard(&JobId::new("01job")).is_empty());
         assert_eq!(keys(&place(can).ended(&report("42"))), ["answer/0"]);
     }
@@ -137,7 +140,7 @@ mod tests {
         );
         let effects = place(ALL).ended(&report(&"word ".repeat(600)));
         assert_eq!(keys(&effects), ["progress", "answer/0", "file/0", "file/1", "unheard", "ended"]);
-        let Effect::Post { text } = &effects[1].0.effect else { panic!("{effects:?}") };
+        let Effect::Post { text, .. } = &effects[1].0.effect else { panic!("{effects:?}") };
         assert!(text.ends_with("in answer.md]") && text.chars().count() <= 200, "{text}");
         assert!(effects[2].1.as_ref().is_some_and(|bytes| bytes.len() >= 3000));
     }

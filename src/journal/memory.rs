@@ -42,6 +42,8 @@ pub enum Call {
     KeepFile,
     File,
     DropStrayFiles,
+    Kept,
+    Keep,
     Runner,
     Built,
     Clean,
@@ -79,6 +81,7 @@ struct Tables {
     /// In the order of recording.
     outgoing: Vec<OutgoingRow>,
     files: BTreeMap<String, Bytes>,
+    kept: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for MemoryJournal {
@@ -419,6 +422,20 @@ impl Journal for MemoryJournal {
             let open = tables.outgoing.iter().filter(|row| row.state == OutgoingState::Open);
             let open: BTreeSet<&str> = open.map(|row| row.outgoing.key.as_str()).collect();
             tables.files.retain(|key, _| open.contains(key.as_str()));
+            Ok(())
+        })
+    }
+
+    async fn kept(&self, name: &str) -> Result<Option<String>> {
+        self.call(Call::Kept, |tables| Ok(tables.kept.get(name).cloned()))
+    }
+
+    async fn keep(&self, name: &str, value: Option<&str>) -> Result<()> {
+        self.call(Call::Keep, |tables| {
+            match value {
+                Some(value) => tables.kept.insert(name.to_owned(), value.to_owned()),
+                None => tables.kept.remove(name),
+            };
             Ok(())
         })
     }

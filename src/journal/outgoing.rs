@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::chat::Action;
 use crate::job::{ConversationId, JobId};
 
 /// One thing that is to be seen in a chat.
@@ -19,8 +20,12 @@ pub struct Outgoing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Effect {
-    /// A new message.
-    Post { text: String },
+    /// A new message, with buttons about the job.
+    Post {
+        text: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        buttons: Vec<Action>,
+    },
     /// The one message that tells how the job goes, made or edited so that it says this. After one that is `closing`
     /// the journal takes no other text for it, so an old text can't come back.
     Progress { text: String, closing: bool },

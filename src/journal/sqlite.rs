@@ -120,8 +120,8 @@ impl Journal for SqliteJournal {
         }
         let insert = sqlx::query(
             "INSERT INTO job (id, message_key, requester, channel, conversation, agent, prompt, state, accepted_at,
-                              deadline, ended_at, outcome, timings, effects)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                              deadline, ended_at, outcome, timings, effects, files)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(row.job.as_str())
         .bind(&row.message_key)
@@ -136,7 +136,8 @@ impl Journal for SqliteJournal {
         .bind(row.ended_at.map(|at| at.to_string()))
         .bind(row.outcome.as_ref().map(row::json).transpose()?)
         .bind(row.timings.as_ref().map(row::json).transpose()?)
-        .bind(outbox::several(effects)?);
+        .bind(outbox::several(effects)?)
+        .bind((!row.files.is_empty()).then(|| row::json(&row.files)).transpose()?);
         if self.write(insert).await? == 1 {
             return Ok(Accepted::New);
         }
@@ -312,6 +313,23 @@ impl Journal for SqliteJournal {
 
     async fn drop_stray_files(&self) -> Result<()> {
         self.delete_stray_files().await
+    }
+
+    async fn kept(&self, name: &str) -> Result<Option<String>> {
+        let row = self.row(sqlx::query("SELECT value FROM kept WHERE name = ?").bind(name)).await?;
+        row.map(|row| row::text(&row, "value").map_err(|message| self.corrupt(message))).transpose()
+    }
+
+    async fn keep(&self, name: &str, value: Option<&str>) -> Result<()> {
+        let change = match value {
+            Some(value) => {
+                let put =
+                    "INSERT INTO kept (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value";
+                sqlx::query(put).bind(name).bind(value)
+            }
+            None => sqlx::query("DELETE FROM kept WHERE name = ?").bind(name),
+        };
+        self.write(change).await.map(|_| ())
     }
 
     async fn runner(&self, runner: &str) -> Result<Option<RunnerRow>> {

@@ -101,7 +101,7 @@ fn told(outcome: &Outcome) -> String {
 /// How far one effect came.
 fn sent(row: &OutgoingRow, now: Timestamp) -> String {
     let what = match &row.outgoing.effect {
-        Effect::Post { text } => format!("a message of {} characters", text.chars().count()),
+        Effect::Post { text, .. } => format!("a message of {} characters", text.chars().count()),
         Effect::Progress { closing: true, .. } => "the last text of its progress".to_owned(),
         Effect::Progress { closing: false, .. } => "its progress".to_owned(),
         Effect::React { mark, shown, .. } => {
@@ -179,6 +179,7 @@ mod tests {
             conversation: ConversationId::new("slack:C1/1.2"),
             agent: "shell".into(),
             prompt: "echo".into(),
+            files: Vec::new(),
             state: JobState::Accepted,
             runner: None,
             accepted_at: at(0),
@@ -244,7 +245,7 @@ mod tests {
             done_at: None,
         };
         let effects = [
-            row_of(Effect::Post { text: "four".into() }, OutgoingState::Sent, 1, None),
+            row_of(Effect::Post { text: "four".into(), buttons: Vec::new() }, OutgoingState::Sent, 1, None),
             row_of(Effect::Upload { name: "a.txt".into() }, OutgoingState::GivenUp, 3, Some("too large")),
             row_of(
                 Effect::React { message: "m".into(), mark: Mark::Answered, shown: true },

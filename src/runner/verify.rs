@@ -9,13 +9,13 @@ use super::scripts::{self, Verified};
 use super::{Context, Trouble};
 use crate::journal::Journal;
 use crate::pool::receipt::Receipt;
-use crate::sprites::{NetworkPolicy, Output, Sprites, SpritesError};
+use crate::sprites::{CheckpointId, NetworkPolicy, Output, Sprites, SpritesError};
 
 /// The verification script takes milliseconds once the machine answers.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the old machine may go on answering after a restore is said to be complete, before that is called a lie.
 const LINGERS_FOR: Duration = Duration::from_secs(15);
-/// The mark is a help, so it waits for nobody.
+/// A machine that takes longer to be marked is ill.
 const MARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a machine may take to answer after a restore: on the Sprites cloud it restarts asynchronously.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
@@ -33,10 +33,7 @@ pub async fn make_clean<S: Sprites, J: Journal>(
     let Context { name, sprites, journal, world, .. } = context;
     let row = journal.runner(name).await?.ok_or_else(|| Trouble::sprite("the journal does not know it"))?;
     context.assert_not_foreign().await?;
-    let mark = if restore { mark(context).await } else { None };
-    if restore {
-        sprites.restore(name, &row.checkpoint).await?;
-    }
+    let mark = if restore { Some(restore_marked(context, &row.checkpoint).await?) } else { None };
     let sprite = sprites.get(name).await?;
     if sprite.id != row.sprite_id {
         return Err(Trouble::sprite(format!(
@@ -90,9 +87,30 @@ struct Mark {
     boot: String,
 }
 
+/// Restores the sprite, and leaves a mark on it before, without which nothing would show whether the machine that
+/// answers afterwards is the old one or the restored one. A machine that is too ill to be marked is restored all the
+/// same, which heals it; then it is marked, and restored again.
+async fn restore_marked<S: Sprites, J: Journal>(
+    context: &Context<S, J>,
+    checkpoint: &CheckpointId,
+) -> Result<Mark, Trouble> {
+    let Context { name, sprites, .. } = context;
+    let marked = match mark(context).await {
+        Some(marked) => marked,
+        None => {
+            sprites.restore(name, checkpoint).await?;
+            look(sprites, name, &[], &[], false).await?;
+            mark(context)
+                .await
+                .ok_or_else(|| Trouble::sprite("it could not be marked before its restore, which so proves nothing"))?
+        }
+    };
+    sprites.restore(name, checkpoint).await?;
+    Ok(marked)
+}
+
 /// Leaves a fresh canary and sees the present boot, so that a restore which did nothing shows even when the machine
-/// restarted by itself since the last verification, or no job came before. A machine that is too ill for it is
-/// restored all the same.
+/// restarted by itself since the last verification, or no job came before.
 async fn mark<S: Sprites, J: Journal>(context: &Context<S, J>) -> Option<Mark> {
     let canary = format!(".jane-mark-{}", context.world.token(8));
     let exec = context.sprites.exec(&context.name, scripts::check(&canary, &[], MARK_TIMEOUT)).await.ok()?;

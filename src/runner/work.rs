@@ -12,7 +12,7 @@ use tracing::{Instrument, info_span, warn};
 
 use super::build::BuildPlan;
 use super::state::Blame;
-use super::{Context, RunnerMsg, Trouble, collect, scripts, stop};
+use super::{Context, RunnerMsg, Trouble, collect, input, scripts, stop};
 use crate::agent::{AgentEvent, AgentReader, JobFile, Launch};
 use crate::job::JobSpec;
 use crate::journal::Journal;
@@ -91,6 +91,20 @@ pub async fn work<S: Sprites, J: Journal>(
         Some(Err(trouble)) => return hand_back(&context, granted, trouble).await,
         Some(Ok(())) => {}
     }
+    let brought = tokio::select! {
+        biased;
+        () = ticket.cancelled() => None,
+        brought = input::bring(&context.sprites, &context.name, &spec.files) => Some(brought),
+    };
+    let mut notes = match brought {
+        None => {
+            ticket.tell(JobEvent::NotStarted(NotStarted::Cancelled));
+            return WorkEnd::Over;
+        }
+        Some(Err(error)) => return hand_back(&context, granted, error.into()).await,
+        Some(Ok(notes)) => notes,
+    };
+    notes.extend(earlier_tries(&granted));
     let check_took = began.elapsed();
 
     ticket.tell(JobEvent::Started { receipt: Box::new(receipt.clone()) });
@@ -109,7 +123,7 @@ pub async fn work<S: Sprites, J: Journal>(
         Err(error) => {
             let ended = RunEnd::OutcomeUnknown { message: error.to_string() };
             let mut report = RunReport::without_output(ended, receipt, queue_wait, check_took, began.elapsed());
-            report.notes.extend(earlier_tries(&granted));
+            report.notes = notes;
             ticket.tell(JobEvent::Finished(Box::new(report)));
             return WorkEnd::Over;
         }
@@ -124,7 +138,7 @@ pub async fn work<S: Sprites, J: Journal>(
         (report.files, report.notes) = (collected.files, collected.notes);
         report.collect = began.elapsed();
     }
-    report.notes.extend(earlier_tries(&granted));
+    report.notes.extend(notes);
     ticket.tell(JobEvent::Finished(Box::new(report)));
     WorkEnd::Over
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use crate::desk_rig::{answer, finish, grant, start};
 use crate::played_chat::{ChatRig, settled};
 use janebot::agent::{AgentResult, Details};
+use janebot::chat::{Action, Attachment, Inbound, Said};
 use janebot::desk::Target;
-use janebot::job::{Outcome, RequesterId};
+use janebot::desk::lookup::Again;
+use janebot::job::{JobId, Outcome, RequesterId};
 use janebot::journal::memory::Call;
 use janebot::journal::outgoing::{Mark, OutgoingState};
 use janebot::journal::{JobState, Journal};
@@ -356,4 +358,105 @@ async fn an_outbox_that_dies_sends_nothing_twice_and_loses_nothing() {
     let texts = rig.chat.texts();
     assert_eq!(texts.iter().filter(|text| text.starts_with("hi")).count(), 1, "{texts:?}");
     assert!(rig.journal.open_effects(None).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_job_can_be_cancelled_by_a_button_and_a_failed_one_run_again_once() {
+    let mut rig = ChatRig::new().await;
+    rig.says("m1", "U1", "hello").await;
+    let first = rig.ticket().await;
+    start(&first);
+    settled().await;
+    assert_eq!(rig.chat.buttons("amp is starting"), [Action::Cancel]);
+    let by = RequesterId::new("test:U1");
+    let job = first.spec.job.clone();
+    assert_eq!(rig.desk.again(&job, &by).await, Again::NotOver);
+    let broke = AgentResult::Failed {
+        message: "it broke".into(),
+        answer_so_far: None,
+        retryable: false,
+        details: Details::default(),
+    };
+    finish(&first, RunEnd::Agent(broke));
+    settled().await;
+    assert_eq!(rig.chat.buttons("Failed after"), []);
+    assert_eq!(rig.chat.buttons("it broke"), [Action::Retry, Action::Why]);
+    let why = rig.desk.why(&job).await;
+    assert!(
+        why.contains("failed (agent_failed)") && why.contains("sent: a message") && !why.contains("hello"),
+        "{why}"
+    );
+
+    assert_eq!(rig.desk.again(&job, &RequesterId::new("test:U2")).await, Again::NotYours);
+    assert_eq!(rig.desk.again(&JobId::new("01none"), &by).await, Again::Unknown);
+    assert_eq!(rig.desk.again(&job, &by).await, Again::Started);
+    let second = rig.ticket().await;
+    assert_eq!(second.spec.prompt.lines().last(), Some("hello"));
+    assert_eq!(rig.desk.again(&job, &by).await, Again::Before(second.spec.job.clone()));
+    answer(&second, "done");
+    settled().await;
+    assert_eq!(rig.chat.buttons("done"), [Action::Why]);
+    assert_eq!(rig.chat.marks("m1"), [Mark::Answered, Mark::Failed].into(), "the marks are on the person's message");
+    assert_eq!(rig.desk.again(&second.spec.job, &by).await, Again::NotFailed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_come_with_the_job_and_what_is_gone_is_a_note() {
+    let mut rig = ChatRig::new().await;
+    rig.chat.keep("https://files/1", "first");
+    let file = |name: &str, url: &str| Attachment { name: name.into(), size: 5, url: url.into() };
+    let files = vec![file("a.txt", "https://files/1"), file("../a.txt", "https://files/2")];
+    assert!(rig.desk.hear(Inbound { files, ..rig.inbound("m1", "U1", "read them") }).await);
+    let ticket = rig.ticket().await;
+    let said = "read them\n\n(Files that came with this message are in ~/input: a.txt, 2-a.txt.)";
+    assert_eq!(ticket.spec.prompt, said);
+    let [first, second] = &ticket.spec.files[..] else { panic!("two files") };
+    assert_eq!(first.source.fetch().await.unwrap(), "first");
+    assert_eq!(second.source.fetch().await.unwrap_err(), "it was deleted");
+    // The process dies before it runs: the next one has them still.
+    let mut next = rig.crash().await;
+    assert_eq!(next.ticket().await.spec.files.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_chat_says_was_said_before_is_the_history() {
+    let mut rig = ChatRig::new().await;
+    rig.says("m1", "U1", "one").await;
+    answer(&rig.ticket().await, "eins");
+    settled().await;
+    rig.says("m2", "U1", "two").await;
+    let ticket = rig.ticket().await;
+    assert!(ticket.spec.prompt.contains("eins"), "the journal's, where the chat is not to be asked");
+    answer(&ticket, "zwei");
+    settled().await;
+    rig.chat.remember(vec![Said { from: Some(RequesterId::new("test:U7")), text: "lunch at noon".into() }]);
+    rig.says("m3", "U1", "three").await;
+    let ticket = rig.ticket().await;
+    assert!(ticket.spec.prompt.contains("lunch at noon") && !ticket.spec.prompt.contains("eins"));
+    // While it is being asked, the job can be stopped.
+    answer(&ticket, "drei");
+    settled().await;
+    rig.chat.hang(true);
+    rig.says("m4", "U1", "four").await;
+    rig.says("m5", "U1", "stop").await;
+    settled().await;
+    rig.chat.hang(false);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(rig.chat.texts().iter().any(|text| text.contains("nothing was run")), "{:?}", rig.chat.texts());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_shown_that_jane_is_at_work_as_long_as_she_is() {
+    let mut rig = ChatRig::new().await;
+    rig.says("m1", "U1", "hello").await;
+    let ticket = rig.ticket().await;
+    start(&ticket);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let typed = rig.chat.typing();
+    assert!((6..=9).contains(&typed), "{typed}");
+    answer(&ticket, "hi");
+    settled().await;
+    let typed = rig.chat.typing();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(rig.chat.typing(), typed);
 }

@@ -114,7 +114,7 @@ impl Rig {
         let (pool_actor, _) = current::channel(Some(played));
         let (desk_actor, current) = current::channel(None);
         let debts = Debts::default();
-        let desk = DeskHandle::new(current, debts.clone(), world.clone(), AgentKind::Amp);
+        let desk = DeskHandle::new(current, debts.clone(), world.clone(), settings.clone());
         let rig = Self { desk, journal, world, debts, pool, pool_actor, desk_actor, settings, messages: 0 };
         rig.start_desk().await;
         rig
@@ -145,6 +145,7 @@ impl Rig {
             channel: ChannelId::new("terminal:here"),
             conversation: ConversationId::new(conversation),
             text: text.into(),
+            files: Vec::new(),
             agent: None,
             timeout: None,
             replies: Some(Arc::new(ToTest(to_test))),

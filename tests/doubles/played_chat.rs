@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use janebot::chat::outbox::{self, Outbox};
-use janebot::chat::{Capabilities, Change, Chat, Chats, Inbound, SendError, Sent};
+use janebot::chat::{Action, Attachment, Button, Capabilities, Change, Chat, Chats, Inbound, Said, SendError, Sent};
 use janebot::config::{AccessConfig, AgentKind};
 use janebot::desk::admission::Settings;
 use janebot::desk::debts::Debts;
@@ -37,6 +37,12 @@ struct Seen {
     /// Key and text.
     messages: Vec<(String, String)>,
     marks: BTreeMap<String, BTreeSet<Mark>>,
+    /// Below each message, by its place.
+    buttons: BTreeMap<usize, Vec<Button>>,
+    /// What was said before, if this chat is asked for that.
+    said: Option<Vec<Said>>,
+    files: BTreeMap<String, Bytes>,
+    typing: u32,
     refuses: Option<String>,
     hangs: bool,
 }
@@ -48,6 +54,28 @@ impl PlayedChat {
 
     pub fn marks(&self, message_key: &str) -> BTreeSet<Mark> {
         self.lock().marks.get(message_key).cloned().unwrap_or_default()
+    }
+
+    /// The buttons below the message with this text in it.
+    pub fn buttons(&self, text: &str) -> Vec<Action> {
+        let seen = self.lock();
+        let place = seen.messages.iter().position(|(_, other)| other.contains(text)).expect("the message is there");
+        seen.buttons.get(&place).into_iter().flatten().map(|button| button.action).collect()
+    }
+
+    /// How often it was shown that Jane is at work.
+    pub fn typing(&self) -> u32 {
+        self.lock().typing
+    }
+
+    /// From now on it tells that this was said before.
+    pub fn remember(&self, said: Vec<Said>) {
+        self.lock().said = Some(said);
+    }
+
+    /// Puts a file there.
+    pub fn keep(&self, url: &str, content: &'static str) {
+        self.lock().files.insert(url.to_owned(), Bytes::from_static(content.as_bytes()));
     }
 
     /// Refuses everything from now on.
@@ -78,10 +106,12 @@ impl PlayedChat {
         Ok(result)
     }
 
-    async fn write(&self, key: &str, text: &str) -> Sent<String> {
+    async fn write(&self, key: &str, text: &str, buttons: &[Button]) -> Sent<String> {
         self.request(|seen| {
+            let place = seen.messages.len();
             seen.messages.push((key.to_owned(), text.to_owned()));
-            (seen.messages.len() - 1).to_string()
+            seen.buttons.insert(place, buttons.to_vec());
+            place.to_string()
         })
         .await
     }
@@ -89,16 +119,26 @@ impl PlayedChat {
 
 impl Chat for PlayedChat {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { edit: true, react: true, upload: true, max_message_chars: 2000 }
+        Capabilities {
+            edit: true,
+            react: true,
+            upload: true,
+            max_message_chars: 2000,
+            typing_every: Some(Duration::from_secs(8)),
+        }
     }
 
-    async fn post(&self, _: &ConversationId, key: &str, text: &str) -> Sent<String> {
-        self.write(key, text).await
+    async fn post(&self, _: &ConversationId, key: &str, text: &str, buttons: &[Button]) -> Sent<String> {
+        self.write(key, text, buttons).await
     }
 
-    async fn edit(&self, _: &ConversationId, message: &str, text: &str) -> Sent<()> {
+    async fn edit(&self, _: &ConversationId, message: &str, text: &str, buttons: &[Button]) -> Sent<()> {
         let place: usize = message.parse().unwrap();
-        self.request(|seen| text.clone_into(&mut seen.messages[place].1)).await
+        self.request(|seen| {
+            text.clone_into(&mut seen.messages[place].1);
+            seen.buttons.insert(place, buttons.to_vec());
+        })
+        .await
     }
 
     async fn react(&self, _: &ConversationId, message_key: &str, mark: Mark, shown: bool) -> Sent<()> {
@@ -114,12 +154,26 @@ impl Chat for PlayedChat {
     }
 
     async fn upload(&self, _: &ConversationId, key: &str, name: &str, _: Bytes) -> Sent<String> {
-        self.write(key, name).await
+        self.write(key, name, &[]).await
     }
 
     async fn find(&self, _: &ConversationId, key: &str) -> Sent<Option<String>> {
         self.request(|seen| seen.messages.iter().position(|(other, _)| other == key).map(|place| place.to_string()))
             .await
+    }
+
+    async fn typing(&self, _: &ConversationId) -> Sent<()> {
+        self.request(|seen| seen.typing += 1).await
+    }
+
+    async fn fetch(&self, file: &Attachment, _: u64) -> Sent<Bytes> {
+        self.request(|seen| seen.files.get(&file.url).cloned())
+            .await?
+            .ok_or_else(|| SendError::Refused("it was deleted".into()))
+    }
+
+    async fn history(&self, _: &ConversationId, _: &str, _: usize) -> Sent<Option<Vec<Said>>> {
+        self.request(|seen| seen.said.clone()).await
     }
 }
 
@@ -193,6 +247,7 @@ impl ChatRig {
             channel: ChannelId::new("test:C"),
             conversation: self.conversation(),
             text: text.into(),
+            files: Vec::new(),
             agent: None,
             timeout: None,
             replies: None,
@@ -257,6 +312,7 @@ impl ChatRig {
             conversation: inbound.conversation,
             agent: "amp".into(),
             prompt: inbound.text,
+            files: Vec::new(),
             state: JobState::Accepted,
             runner: None,
             accepted_at: self.world.now(),

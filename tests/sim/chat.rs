@@ -53,6 +53,7 @@ impl Message {
             channel: ChannelId::new(format!("{}:sim", self.platform)),
             conversation: self.conversation_id(),
             text: self.script.clone(),
+            files: Vec::new(),
             agent: None,
             timeout: None,
             replies: None,

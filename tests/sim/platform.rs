@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use janebot::chat::{Capabilities, Chat, LATE_EFFECT, SendError, Sent};
+use janebot::chat::{Button, Capabilities, Chat, LATE_EFFECT, SendError, Sent};
 use janebot::job::ConversationId;
 use janebot::journal::outgoing::Mark;
 use janebot::world::World;
@@ -199,14 +199,14 @@ impl Chat for Platform {
         self.capabilities
     }
 
-    async fn post(&self, to: &ConversationId, key: &str, text: &str) -> Sent<String> {
+    async fn post(&self, to: &ConversationId, key: &str, text: &str, _: &[Button]) -> Sent<String> {
         if text.chars().count() > self.capabilities.max_message_chars {
             return Err(SendError::Refused("it is too long".into()));
         }
         self.write(to, key, text).await
     }
 
-    async fn edit(&self, _: &ConversationId, message: &str, text: &str) -> Sent<()> {
+    async fn edit(&self, _: &ConversationId, message: &str, text: &str, _: &[Button]) -> Sent<()> {
         let (message, text) = (message.to_owned(), text.to_owned());
         self.request(format!("edit {message} to {text:?}"), move |shared| {
             match shared.messages.iter_mut().find(|posted| posted.id == message) {

@@ -218,8 +218,20 @@ impl Scenario {
         let journal_faults = [0, 0, 0, 5, 50][below(5) as usize];
         let runners = 1 + below(3) as usize;
         let rate = [0, 5, 20, 60][below(4) as usize];
-        let all = Capabilities { edit: true, react: true, upload: true, max_message_chars: 2000 };
-        let few = Capabilities { edit: below(2) == 0, react: false, upload: false, max_message_chars: 150 };
+        let all = Capabilities {
+            edit: true,
+            react: true,
+            upload: true,
+            max_message_chars: 2000,
+            typing_every: Some(Duration::from_secs(8)),
+        };
+        let few = Capabilities {
+            edit: below(2) == 0,
+            react: false,
+            upload: false,
+            max_message_chars: 150,
+            typing_every: None,
+        };
         let platforms =
             Platforms { left: Platform::new(world.clone(), all, rate), right: Platform::new(world.clone(), few, rate) };
         Self { world, faults, journal_faults, runners, users, acts, messages, has_intruder, platforms }

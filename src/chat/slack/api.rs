@@ -151,9 +151,9 @@ impl Api {
     /// See [`ApiError`].
     pub async fn call_for_scopes(&self, method: Method, args: &Args) -> Result<(Value, Option<String>), ApiError> {
         let channel = args.get("channel").or_else(|| args.get("channel_id")).and_then(Value::as_str);
-        self.pace().ask(method, channel, Instant::now()).map_err(|retry_after| {
-            ApiError::RateLimited { method: method.name(), retry_after }
-        })?;
+        self.pace()
+            .ask(method, channel, Instant::now())
+            .map_err(|retry_after| ApiError::RateLimited { method: method.name(), retry_after })?;
         let name = method.name();
         let lost = |why: String| ApiError::Lost { method: name, why };
         let sent = timeout(PATIENCE, self.send(method, args)).await;
@@ -203,7 +203,13 @@ impl Api {
         asked.map_err(|retry_after| ApiError::RateLimited { method: Method::Update.name(), retry_after })
     }
 
-    fn refusal(&self, method: Method, channel: Option<&str>, answer: &Value, retry_after: Option<Duration>) -> ApiError {
+    fn refusal(
+        &self,
+        method: Method,
+        channel: Option<&str>,
+        answer: &Value,
+        retry_after: Option<Duration>,
+    ) -> ApiError {
         let text = |key: &str| answer.get(key).and_then(Value::as_str).map(|text| one_line(text, 200));
         let (name, error) = (method.name(), text("error").unwrap_or_else(|| "it gives no reason".into()));
         match error.as_str() {
@@ -261,9 +267,8 @@ impl Api {
     pub async fn get(&self, url: &str, limit: u64) -> Result<Bytes, ApiError> {
         let name = "the download";
         let unreachable = |why: String| ApiError::Unreachable { method: name, why };
-        let refused = |error: &str| {
-            ApiError::Refused { method: name, error: error.to_owned(), needed: None, provided: None }
-        };
+        let refused =
+            |error: &str| ApiError::Refused { method: name, error: error.to_owned(), needed: None, provided: None };
         let url = self.slack_url(url).map_err(|why| refused(&why))?;
         let request = self.client.get(url).header(AUTHORIZATION, self.authorization.clone());
         let load = async {
@@ -350,7 +355,9 @@ async fn read(mut response: Response, limit: u64) -> Result<Bytes, String> {
 
 fn without_nulls(args: &Args) -> Value {
     let fields = args.as_object().into_iter().flatten();
-    Value::Object(fields.filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect())
+    Value::Object(
+        fields.filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect(),
+    )
 }
 
 /// The arguments as a form; what is neither text nor number nor flag is JSON in it.

@@ -94,16 +94,14 @@ impl Ear {
             Kind::Interaction => event::of_interaction(payload, &self.me),
             Kind::Command => event::of_command(payload, &self.me),
         };
-        if let Some(message) = match &news {
-            News::Own { channel, ts } => Some(AdapterMsg::Own { channel: channel.clone(), ts: ts.clone() }),
-            News::Removed(why) => Some(AdapterMsg::Removed(why)),
-            News::HeldBack => Some(AdapterMsg::HeldBack),
-            News::Nothing(_) | News::Opened { .. } => Some(AdapterMsg::Heard),
-            _ => Some(AdapterMsg::Heard),
-        } {
-            // An adapter that has died is followed by one that hears for itself.
-            let _ = self.adapter.cast(message);
-        }
+        let life = match &news {
+            News::Own { channel, ts } => AdapterMsg::Own { channel: channel.clone(), ts: ts.clone() },
+            News::Removed(why) => AdapterMsg::Removed(why),
+            News::HeldBack => AdapterMsg::HeldBack,
+            _ => AdapterMsg::Heard,
+        };
+        // An adapter that has died is followed by one that hears for itself.
+        let _ = self.adapter.cast(life);
         let trigger = payload.get("trigger_id").and_then(Value::as_str).map(str::to_owned);
         match timeout(PATIENCE, self.act(news, trigger)).await {
             Ok(answer) => answer,
@@ -266,7 +264,9 @@ impl Ear {
         trigger: Option<String>,
     ) -> Answer {
         if text.trim().is_empty() {
-            return Answer::Say("Write what I should do behind the command, as in `/jane summarise this channel`.".into());
+            return Answer::Say(
+                "Write what I should do behind the command, as in `/jane summarise this channel`.".into(),
+            );
         }
         let seen = trigger.map(|trigger| format!("command/{trigger}"));
         if seen.as_ref().is_some_and(|seen| self.lock(&self.seen).get(seen).is_some()) {

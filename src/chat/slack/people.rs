@@ -112,7 +112,8 @@ impl People {
 
     async fn person(&self, api: &Api, user: &str) -> Result<Person, ApiError> {
         let now = Instant::now();
-        let known = self.lock().get(user).filter(|(asked, _)| now - *asked < FRESH_FOR).map(|(_, person)| person.clone());
+        let known =
+            self.lock().get(user).filter(|(asked, _)| now - *asked < FRESH_FOR).map(|(_, person)| person.clone());
         if let Some(person) = known {
             return Ok(person);
         }
@@ -161,7 +162,8 @@ mod tests {
     #[test]
     fn strangers_are_told_apart_before_slack_is_asked() {
         let set = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<BTreeSet<_>>();
-        let access = AccessConfig { users: set(&["U1", "slack:U2"]), channels: set(&["C1"]), ..AccessConfig::default() };
+        let access =
+            AccessConfig { users: set(&["U1", "slack:U2"]), channels: set(&["C1"]), ..AccessConfig::default() };
         let teams = set(&["T2"]);
         for (user, channel, team, is_shared, expected) in [
             ("U1", "C9", None, true, Standing::Known),

@@ -46,9 +46,7 @@ fn fit(markdown: &str, max: usize, done: &mut Vec<String>) {
 
 /// A message's blocks: its text, and its buttons below.
 pub fn blocks(sections: &[String], buttons: &[Button]) -> Value {
-    let text = |text: &String| {
-        json!({ "type": "section", "expand": true, "text": { "type": "mrkdwn", "text": text, "verbatim": true } })
-    };
+    let text = |text: &String| json!({ "type": "section", "expand": true, "text": { "type": "mrkdwn", "text": text, "verbatim": true } });
     let mut blocks: Vec<Value> = sections.iter().map(text).collect();
     if !buttons.is_empty() {
         let elements: Vec<_> = buttons.iter().map(element).collect();
@@ -134,7 +132,9 @@ fn inline_line(line: &str) -> String {
             title => format!("*{title}*"),
         };
     }
-    let is_rule = |mark: char| body.chars().filter(|c| !c.is_whitespace()).count() >= 3 && body.chars().all(|c| c == mark || c == ' ');
+    let is_rule = |mark: char| {
+        body.chars().filter(|c| !c.is_whitespace()).count() >= 3 && body.chars().all(|c| c == mark || c == ' ')
+    };
     if is_rule('-') || is_rule('*') || is_rule('_') {
         return "──────────".into();
     }

@@ -93,7 +93,12 @@ impl Speech {
         }
         let args = json!({ "channel_id": place.channel, "thread_ts": place.ts, "status": status });
         match self.api().call::<Value>(Method::SessionStatus, &args).await {
-            Err(error) if matches!(error.word(), "feature_disabled" | "not_agent_app" | "unknown_method" | "missing_scope") => {
+            Err(error)
+                if matches!(
+                    error.word(),
+                    "feature_disabled" | "not_agent_app" | "unknown_method" | "missing_scope"
+                ) =>
+            {
                 tracing::info!(%error, "there will be no Stop button of Slack's own; Jane's is there");
                 self.0.no_sessions.cancel();
                 Ok(())
@@ -372,11 +377,7 @@ mod tests {
         let by = |who: &str| Some(who.to_owned());
         assert_eq!(
             turns,
-            [
-                (by("slack:U1"), "a < b".into()),
-                (None, "42".to_owned()),
-                (by("slack:BX"), "disk full".into()),
-            ]
+            [(by("slack:U1"), "a < b".into()), (None, "42".to_owned()), (by("slack:BX"), "disk full".into()),]
         );
     }
 }

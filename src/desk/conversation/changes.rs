@@ -136,7 +136,7 @@ impl<J: Journal> Conversation<J> {
         }
         let (Some(text), Some(history)) = (run.new_text.take(), &st.history) else { return false };
         run.hearing.inbound.text = text;
-        run.spec = Arc::new(self.spec(&run.hearing, history));
+        run.spec = Arc::new(self.spec(&run.hearing, history, run.said.as_deref()));
         run.cancel = CancellationToken::new();
         st.runs += 1;
         self.ask_again(me, run, st.runs);

@@ -40,14 +40,17 @@ pub(super) fn next(waiting: &mut VecDeque<Box<Hearing>>, debounce: Duration, now
     }
     let Some(mut hearing) = waiting.pop_front() else { return Next::Nothing };
     let merged: VecDeque<_> = waiting.drain(..together - 1).collect();
-    hearing.parts.extend(merged.iter().map(|other| other.inbound.text.clone()));
+    for other in &merged {
+        hearing.parts.push(other.inbound.text.clone());
+        hearing.inbound.files.extend(other.inbound.files.iter().cloned());
+    }
     Next::Begin { hearing, merged }
 }
 
 /// The whole prompt: the message's own text and those that were merged into it.
-pub(super) fn whole_text(hearing: &Hearing) -> String {
-    let mut text = hearing.inbound.text.clone();
-    for part in &hearing.parts {
+pub(in crate::desk) fn whole_text(text: &str, parts: &[String]) -> String {
+    let mut text = text.to_owned();
+    for part in parts {
         text.push_str(BETWEEN);
         text.push_str(part);
     }
@@ -57,7 +60,7 @@ pub(super) fn whole_text(hearing: &Hearing) -> String {
 /// How many of the messages in front belong together; one at least.
 fn together(waiting: &VecDeque<Box<Hearing>>, debounce: Duration) -> usize {
     let Some(first) = waiting.front().filter(|first| is_open(first)) else { return 1 };
-    let mut bytes = whole_text(first).len();
+    let mut bytes = whole_text(&first.inbound.text, &first.parts).len();
     let mut before = first.heard_at;
     let belongs = |next: &&Hearing| {
         bytes += BETWEEN.len() + next.inbound.text.len();

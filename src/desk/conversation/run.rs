@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ConversationMsg;
+use crate::chat::Said;
 use crate::desk::Hearing;
 use crate::desk::admission::Settings;
 use crate::desk::ending::{self, Cause, Ended, millis};
@@ -41,6 +42,10 @@ pub(super) struct Run {
     pub(super) handing_over: bool,
     /// The timer of [`ConversationMsg::Overdue`].
     pub(super) watchdog: Option<Timer>,
+    /// What the chat says was said before.
+    pub(super) said: Option<Vec<Said>>,
+    /// Shows in the chat that Jane is at work.
+    pub(super) _typing: Option<AbortOnDropHandle<()>>,
     /// Turns the ticket's events into messages; dropped, it tells the ticket's holder that nobody waits.
     pub(super) pump: AbortOnDropHandle<()>,
 }

@@ -27,6 +27,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<JobRow> {
             conversation: ConversationId::new(text(row, "conversation")?),
             agent: text(row, "agent")?,
             prompt: text(row, "prompt")?,
+            files: from_json(row, "files")?.unwrap_or_default(),
             state: state(&text(row, "state")?)?,
             runner: optional(row, "runner")?,
             accepted_at: time("accepted_at", &text(row, "accepted_at")?)?,

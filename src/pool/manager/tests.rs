@@ -69,6 +69,7 @@ impl Bench {
             agent: "shell".into(),
             prompt: String::new(),
             run_timeout: Duration::from_secs(1),
+            files: Vec::new(),
         })
     }
 

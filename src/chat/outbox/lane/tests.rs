@@ -19,7 +19,7 @@ fn row(seq: u64, key: &str, effect: Effect, tried: u32) -> OutgoingRow {
 }
 
 fn post(seq: u64, key: &str, tried: u32) -> OutgoingRow {
-    row(seq, key, Effect::Post { text: key.into() }, tried)
+    row(seq, key, Effect::Post { text: key.into(), buttons: Vec::new() }, tried)
 }
 
 fn closing(message: Option<&str>, tried: u32) -> OutgoingRow {

@@ -45,7 +45,8 @@ pub const EVENT_SCOPES: &[&str] = &["app_mentions:read", "reactions:read", "comm
 impl Method {
     /// Every scope that the bot's token needs, sorted.
     pub fn all_scopes() -> Vec<&'static str> {
-        let mut all: Vec<_> = Self::ALL.iter().flat_map(|method| method.scopes()).chain(EVENT_SCOPES).copied().collect();
+        let mut all: Vec<_> =
+            Self::ALL.iter().flat_map(|method| method.scopes()).chain(EVENT_SCOPES).copied().collect();
         all.sort_unstable();
         all.dedup();
         all

@@ -137,7 +137,8 @@ impl Spans {
             return 0;
         }
         let end = rest.find(|c: char| c.is_whitespace() || c.is_control() || "<>\"|`*[]{}\\^".contains(c));
-        let address = rest[..end.unwrap_or(rest.len())].trim_end_matches(['.', ',', ';', ':', '!', '?', '\'', ')', '_', '~']);
+        let address =
+            rest[..end.unwrap_or(rest.len())].trim_end_matches(['.', ',', ';', ':', '!', '?', '\'', ')', '_', '~']);
         if address.ends_with("//") {
             return 0;
         }

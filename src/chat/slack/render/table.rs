@@ -53,7 +53,10 @@ fn list(rows: &Rows) -> String {
     let line = |row: &Vec<String>| {
         let cell = |(at, cell): (usize, &String)| {
             let name = rows.head.as_ref().and_then(|head| head.get(at)).filter(|name| !name.is_empty());
-            name.map_or_else(|| inline::spans(cell), |name| format!("*{}:* {}", inline::bare(name), inline::spans(cell)))
+            name.map_or_else(
+                || inline::spans(cell),
+                |name| format!("*{}:* {}", inline::bare(name), inline::spans(cell)),
+            )
         };
         let filled = row.iter().enumerate().filter(|(_, cell)| !cell.is_empty());
         format!("• {}", filled.map(cell).collect::<Vec<_>>().join(" · "))

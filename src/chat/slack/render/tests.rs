@@ -31,9 +31,23 @@ fn markdown_becomes_what_slack_renders() {
 #[test]
 fn nobody_is_pinged_and_no_link_lies() {
     for hostile in [
-        "<!channel>", "<!here|x>", "<!everyone>", "<!subteam^S1|@all>", "<@U1>", "<#C1>", "<https://evil.test|https://bank.test>",
-        "`<!channel>`", "```\n<!channel>\n```", "**<!here>**", "[<!channel>](https://x.test)", "[a](<https://x.test|b>)",
-        "https://x.test|<!here>", "# <!channel>", "| <!here> |\n| --- |\n| <@U1> |", "> <!channel>", "<date^1^{date}|x>",
+        "<!channel>",
+        "<!here|x>",
+        "<!everyone>",
+        "<!subteam^S1|@all>",
+        "<@U1>",
+        "<#C1>",
+        "<https://evil.test|https://bank.test>",
+        "`<!channel>`",
+        "```\n<!channel>\n```",
+        "**<!here>**",
+        "[<!channel>](https://x.test)",
+        "[a](<https://x.test|b>)",
+        "https://x.test|<!here>",
+        "# <!channel>",
+        "| <!here> |\n| --- |\n| <@U1> |",
+        "> <!channel>",
+        "<date^1^{date}|x>",
     ] {
         for section in sections(hostile) {
             let mut rest = section.as_str();
