@@ -1,0 +1,6 @@
+//! Slack end to end: the built binary, real sandboxes, and a workspace that is stricter than the real one.
+
+#[path = "../doubles/fake_slack.rs"]
+mod fake_slack;
+mod service;
+mod talk;
