@@ -24,8 +24,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+#[allow(unused_imports, reason = "each test program uses a part")]
 pub use delivery::{Ack, Frame, client, form, signed};
-pub use state::{Channel, Fault, Kind, Message, State};
+pub use state::{Fault, File, Kind, Message, State};
 
 pub const TEAM: &str = "T1";
 pub const JANE: &str = "UJANE";
@@ -202,9 +203,14 @@ impl FakeSlack {
         messages.filter(own).cloned().collect()
     }
 
-    /// Makes the next calls of a method go wrong.
+    /// Makes the next call of a method go wrong.
     pub fn fault(&self, method: &str, fault: Fault) {
-        self.change(|state| state.faults.push((method.to_owned(), fault)));
+        self.fault_on(method, "", fault);
+    }
+
+    /// Makes the next call go wrong that holds these words.
+    pub fn fault_on(&self, method: &str, words: &str, fault: Fault) {
+        self.change(|state| state.faults.push((method.to_owned(), words.to_owned(), fault)));
     }
 
     /// Calls of a method so far.

@@ -2,5 +2,8 @@
 
 #[path = "../doubles/fake_slack.rs"]
 mod fake_slack;
+mod connections;
+mod controls;
+mod sends;
 mod service;
 mod talk;

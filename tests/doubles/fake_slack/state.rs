@@ -125,7 +125,8 @@ pub struct State {
     pub bot_token: Option<String>,
     pub complaints: Vec<String>,
     pub calls: VecDeque<(String, Value)>,
-    pub faults: Vec<(String, Fault)>,
+    /// Method, words that the call must hold, and what goes wrong.
+    pub faults: Vec<(String, String, Fault)>,
     pub ephemerals: Vec<Value>,
     pub statuses: Vec<(String, Value)>,
     pub sockets: BTreeMap<u64, Socket>,
@@ -288,10 +289,11 @@ impl State {
         })
     }
 
-    /// The fault that the next call of this method has.
-    pub fn take_fault(&mut self, method: &str) -> Option<Fault> {
-        let at = self.faults.iter().position(|(name, _)| name == method)?;
-        Some(self.faults.remove(at).1)
+    /// What goes wrong with this call, once.
+    pub fn take_fault(&mut self, method: &str, args: &str) -> Option<Fault> {
+        let is_meant = |(name, words, _): &(String, String, Fault)| name == method && args.contains(words);
+        let at = self.faults.iter().position(is_meant)?;
+        Some(self.faults.remove(at).2)
     }
 
     pub fn complain(&mut self, what: impl Into<String>) {

@@ -73,7 +73,7 @@ async fn call(
     };
     let fault = fake.change(|state| {
         state.calls.push_back((method.clone(), args.clone()));
-        state.take_fault(&method)
+        state.take_fault(&method, &args.to_string())
     });
     match fault {
         Some(Fault::RateLimited(seconds)) => {
@@ -451,7 +451,7 @@ fn complete(state: &mut State, args: &Value) -> Result<Map<String, Value>, Refus
 }
 
 async fn upload(Shared(fake): Shared<FakeSlack>, Path(id): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
-    if fake.change(|state| state.take_fault("upload")).is_some() {
+    if fake.change(|state| state.take_fault("upload", "")).is_some() {
         return StatusCode::BAD_GATEWAY.into_response();
     }
     let status = fake.change(|state| {
