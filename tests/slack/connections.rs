@@ -185,7 +185,8 @@ async fn a_stop_lets_what_was_heard_be_acknowledged() {
     fake.connected(0).await;
     // What was not acknowledged is delivered to the next process, and all is answered.
     assert!(service.start().await);
-    let asked: Vec<_> = fake.state().channels[DIRECT].messages.iter().filter(|m| m.user == ANN).map(|m| m.ts.clone()).collect();
+    let asked: Vec<_> =
+        fake.state().channels[DIRECT].messages.iter().filter(|m| m.user == ANN).map(|m| m.ts.clone()).collect();
     for ts in asked {
         fake.reactions(DIRECT, &ts, &["white_check_mark"]).await;
     }

@@ -1,8 +1,12 @@
 //! Everything that people can do beside writing a message.
 
+use janebot::chat::Chats;
+use janebot::chat::adapter::Adapter as _;
+use janebot::chat::slack::Slack;
+use janebot::job::ConversationId;
 use serde_json::{Value, json};
 
-use crate::fake_slack::{ANN, BOB, DIRECT, FakeSlack, GENERAL, Kind, TEAM};
+use crate::fake_slack::{ANN, BOB, DIRECT, FakeSlack, Fault, File, GENERAL, Kind, TEAM};
 use crate::service::Service;
 
 async fn started(service: Service) -> Option<Service> {
@@ -32,7 +36,9 @@ async fn whispered(fake: &FakeSlack, user: &str, words: &str) -> Value {
 #[tokio::test]
 async fn buttons_cancel_explain_and_run_again() {
     let fake = FakeSlack::start().await;
-    let Some(_service) = started(Service::over_sockets(&fake).with("ALLOWED_USER_IDS", "UANN,UBOB")).await else { return };
+    let Some(_service) = started(Service::over_sockets(&fake).with("ALLOWED_USER_IDS", "UANN,UBOB")).await else {
+        return;
+    };
     fake.connected(2).await;
     let long = fake.ask(GENERAL, ANN, "sleep 300", None);
     let progress = with_button(&fake, GENERAL, &long, "Cancel").await;
@@ -126,7 +132,8 @@ async fn the_command_the_shortcut_and_the_greeting_work() {
     fake.deliver(Kind::Interaction, payload);
     let answer = fake.answer_with(GENERAL, &message, "job").await;
     assert!(answer.shown().contains("shell"), "{answer:?}");
-    let opened = json!({ "type": "app_home_opened", "tab": "messages", "user": ANN, "channel": DIRECT, "event_ts": "1.3" });
+    let opened =
+        json!({ "type": "app_home_opened", "tab": "messages", "user": ANN, "channel": DIRECT, "event_ts": "1.3" });
     fake.deliver_event(opened);
     fake.until("suggested prompts", |state| {
         let is = |(method, _): &(String, Value)| method == "assistant.threads.setSuggestedPrompts";
@@ -160,29 +167,67 @@ async fn an_edit_before_the_start_counts_and_a_deleted_request_is_not_run() {
 }
 
 #[tokio::test]
-async fn files_come_in_and_the_thread_is_read() {
+async fn files_come_in_also_with_a_mention_that_lacks_them() {
     let fake = FakeSlack::start().await;
     let Some(_service) = started(Service::over_sockets(&fake)).await else { return };
     fake.connected(2).await;
-    // A page of two messages, as some apps get.
-    fake.change(|state| state.page_max = 2);
-    let root = fake.say(GENERAL, BOB, "the alarm is about host seven", None);
-    for n in 0..5 {
-        fake.say(GENERAL, BOB, &format!("note {n}"), Some(&root));
-    }
-    let file = fake.change(|state| {
-        let bytes = Some(b"content of the file".to_vec());
-        let file = crate::fake_slack::File { name: "in.txt".into(), length: 19, bytes, ..Default::default() };
-        state.files.insert("FIN".into(), file);
-        json!({ "id": "FIN", "name": "in.txt", "size": 19, "url_private": "" })
+    fake.change(|state| {
+        let file = |is_page| File { bytes: Some(b"content of the file".to_vec()), is_page, ..File::default() };
+        state.files.insert("FIN".into(), file(false));
+        state.files.insert("FHELD".into(), file(false));
+        state.files.insert("FPAGE".into(), file(true));
     });
-    let mut file = file;
-    file["url_private"] = format!("http://{}/files/FIN", fake.host()).into();
-    let more = json!({ "subtype": "file_share", "files": [file] });
-    let ask = fake.say_with(GENERAL, ANN, "<@UJANE> cat; cat ~/input/*", Some(&root), more);
-    let answer = fake.answer_with(GENERAL, &root, "content of the file").await;
+    let url = |id: &str| format!("http://{}/files/{id}", fake.host());
+    let more = json!({ "subtype": "file_share", "files": [
+        { "id": "FIN", "name": "in.txt", "size": 19, "url_private": url("FIN") },
+        { "id": "FHELD", "name": "held.txt", "file_access": "check_file_info" },
+        { "id": "FPAGE", "name": "page.txt", "size": 19, "url_private": url("FPAGE") },
+        { "id": "FEVIL", "name": "evil.txt", "size": 19, "url_private": "https://evil.test/files/FEVIL" },
+    ]});
+    let ask = fake.say_with(GENERAL, ANN, "<@UJANE> cd ~/input; ls; cat *", None, more);
+    let answer = fake.answer_with(GENERAL, &ask, "content of the file").await;
     fake.reactions(GENERAL, &ask, &["white_check_mark"]).await;
-    let _ = answer;
-    assert!(fake.calls("conversations.replies").len() >= 3, "it is read to its end");
+    let shown = answer.shown();
+    assert!(shown.contains("in.txt") && shown.contains("held.txt"), "{shown}");
+    // What could not be had is said.
+    assert!(shown.contains("page.txt") && shown.contains("evil.txt"), "{shown}");
+    assert_eq!(fake.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_thread_is_read_to_its_end() {
+    let fake = FakeSlack::start().await;
+    let service = Service::over_sockets(&fake);
+    let chats = Slack::new(&service.config()).join(Chats::default());
+    // As few as some apps get.
+    fake.change(|state| state.page_max = 2);
+    let root = fake.say(GENERAL, BOB, "<@UJANE> the alarm is about host seven", None);
+    for n in 0..5 {
+        fake.say(GENERAL, BOB, &format!("note {n} &amp; more"), Some(&root));
+    }
+    fake.say_with(
+        GENERAL,
+        "UBOT",
+        "",
+        Some(&root),
+        json!({ "bot_id": "BX", "attachments": [{ "text": "disk full" }] }),
+    );
+    let ask = fake.say(GENERAL, ANN, "<@UJANE> help", Some(&root));
+    fake.say(GENERAL, ANN, "later", Some(&root));
+    let conversation = ConversationId::new(format!("slack:{TEAM}/{GENERAL}/{root}"));
+    let before = format!("slack:{TEAM}/{GENERAL}/{ask}");
+    let told = chats.history(&conversation, &before, 10_000).await.unwrap().unwrap();
+    let texts: Vec<_> = told.iter().map(|said| said.text.as_str()).collect();
+    let notes = ["note 0 & more", "note 1 & more", "note 2 & more", "note 3 & more", "note 4 & more"];
+    assert_eq!(texts, [&["the alarm is about host seven"], &notes[..], &["disk full"]].concat());
+    assert_eq!(told[0].from.as_ref().unwrap().as_str(), format!("slack:{BOB}"));
+    assert_eq!(fake.calls("conversations.replies").len(), 5);
+    // Of more than fits, the root and the newest.
+    let told = chats.history(&conversation, &before, 60).await.unwrap().unwrap();
+    let texts: Vec<_> = told.iter().map(|said| said.text.as_str()).collect();
+    assert_eq!(texts, ["the alarm is about host seven", "note 4 & more", "disk full"]);
+    // Where Slack does not let it be read, the journal has to do.
+    fake.fault("conversations.replies", Fault::RateLimited(60));
+    assert_eq!(chats.history(&conversation, &before, 60).await, Ok(None));
     assert_eq!(fake.complaints(), Vec::<String>::new());
 }

@@ -1,9 +1,11 @@
 //! Slack end to end: the built binary, real sandboxes, and a workspace that is stricter than the real one.
 
-#[path = "../doubles/fake_slack.rs"]
-mod fake_slack;
+mod access;
+mod bad_input;
 mod connections;
 mod controls;
+#[path = "../doubles/fake_slack.rs"]
+mod fake_slack;
 mod sends;
 mod service;
 mod talk;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use janebot::config::{Config, SlackConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -52,8 +52,11 @@ impl Service {
         self
     }
 
-    pub fn data(&self) -> &Path {
-        self.data.path()
+    /// Its settings for Slack.
+    pub fn config(&self) -> SlackConfig {
+        let mut env = self.env.clone();
+        env.insert("DATA_DIR".into(), self.data.path().display().to_string());
+        Config::load(&env, None).unwrap().slack.unwrap()
     }
 
     pub fn command(&self, args: &[&str]) -> Command {

@@ -1,6 +1,5 @@
 //! What people see: from a message to its answer, over both ways in.
 
-
 use crate::fake_slack::{ANN, BOB, DIRECT, FakeSlack, GENERAL};
 use crate::service::Service;
 
@@ -11,9 +10,8 @@ async fn a_talk(fake: &FakeSlack, service: &mut Service) {
     let answer = fake.answer_with(GENERAL, &ask, "a < b && <!channel>").await;
     assert!(answer.buttons().iter().any(|(label, _)| label == "Why"), "{answer:?}");
     fake.reactions(GENERAL, &ask, &["white_check_mark"]).await;
-    let file = fake
-        .until("the file", |state| state.files.values().find(|file| file.shared_in.is_some()).cloned())
-        .await;
+    let file =
+        fake.until("the file", |state| state.files.values().find(|file| file.shared_in.is_some()).cloned()).await;
     assert_eq!((file.name.as_str(), file.bytes.as_deref()), ("result.txt", Some(&b"out\n"[..])));
 
     // It came as two events and was one job.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Ways;
-use super::api::{ApiError, Method};
+use super::api::{ApiError, Method, who_is};
 use super::canary::{Canary, Tried};
 use super::ear::Ear;
 use super::event::Me;
@@ -184,7 +184,7 @@ impl Actor for SlackAdapter {
         };
         let State::Hearing(hearing) = st else { return Ok(()) };
         if let Some(id) = hearing.by_actor.remove(&who) {
-            // One that ended in order has said so before, and this changes nothing.
+            // One whose connection ended has said so before it was stopped, and this changes nothing.
             self.ended(hearing, id, End::Broken(why));
             self.go_on(&me, hearing).await?;
         }
@@ -216,7 +216,7 @@ impl SlackAdapter {
             let answer = api.call_for_scopes(Method::AuthTest, &Value::Null).await;
             let answer = answer.and_then(|(answer, scopes)| {
                 super::doctor::warn_of_missing(scopes.as_deref());
-                identity(&answer)
+                who_is(&answer)
             });
             let ever_heard = keep.get(EVER_HEARD).await.is_ok_and(|kept| kept.is_some());
             let _ = me.cast(AdapterMsg::Asked { answer, ever_heard });
@@ -314,9 +314,8 @@ impl SlackAdapter {
     }
 
     fn ended(&self, hearing: &mut Hearing, id: u64, end: End) {
-        if hearing.sockets.remove(&id).is_none() {
-            return;
-        }
+        let Some(socket) = hearing.sockets.remove(&id) else { return };
+        socket.stop(Some("the connection ended".into()));
         match &end {
             End::Closed => tracing::debug!(id, "a Slack connection was closed"),
             End::Broken(why) => {
@@ -415,20 +414,5 @@ impl SlackAdapter {
     fn bury(&self, channel: String, ts: String) -> Option<AbortOnDropHandle<()>> {
         let api = self.ways.as_ref().ok()?.bot.clone();
         Some(AbortOnDropHandle::new(tokio::spawn(async move { super::canary::bury(&api, &channel, &ts).await })))
-    }
-}
-
-/// Who Jane is, from the answer to `auth.test`.
-fn identity(answer: &Value) -> Result<Me, ApiError> {
-    let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
-    match (text("team_id"), text("user_id"), text("bot_id")) {
-        (Some(team), Some(user), Some(bot)) => Ok(Me { team, user, bot }),
-        (_, _, None) => Err(ApiError::Refused {
-            method: Method::AuthTest.name(),
-            error: "not_allowed_token_type".into(),
-            needed: None,
-            provided: None,
-        }),
-        _ => Err(ApiError::Lost { method: Method::AuthTest.name(), why: "it does not say whose the token is".into() }),
     }
 }

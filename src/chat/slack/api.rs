@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 pub use method::Method;
 use pace::Pace;
 
+use super::event::Me;
 use crate::chat::SendError;
 use crate::chat::text::one_line;
 
@@ -315,6 +316,22 @@ impl Api {
     fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
         // Nothing under the lock leaves it half-written.
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose the token is, from the answer to `auth.test`.
+///
+/// # Errors
+/// When it is not a bot's.
+pub fn who_is(answer: &Value) -> Result<Me, ApiError> {
+    let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
+    let method = Method::AuthTest.name();
+    match (text("team_id"), text("user_id"), text("bot_id")) {
+        (Some(team), Some(user), Some(bot)) => Ok(Me { team, user, bot }),
+        (_, _, None) => {
+            Err(ApiError::Refused { method, error: "not_allowed_token_type".into(), needed: None, provided: None })
+        }
+        _ => Err(ApiError::Lost { method, why: "it does not say whose the token is".into() }),
     }
 }
 

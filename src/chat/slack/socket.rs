@@ -5,12 +5,13 @@
 //! acknowledgement then goes over another one. When the actor dies, what was not acknowledged is delivered again.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::{SinkExt as _, StreamExt as _, poll};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _, poll};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use reqwest::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use reqwest::{Client, Upgraded, Url};
@@ -98,8 +99,6 @@ pub struct SlackSocket;
 pub enum SocketMsg {
     /// The adapter has a replacement: say goodbye and end.
     Retire,
-    /// Own task: the connection has ended, and the adapter knows.
-    Ended,
 }
 
 pub struct State {
@@ -114,26 +113,28 @@ impl Actor for SlackSocket {
 
     async fn pre_start(
         &self,
-        me: ActorRef<SocketMsg>,
+        _: ActorRef<SocketMsg>,
         (id, line): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
         let retire = CancellationToken::new();
         let goodbye = retire.clone();
         let task = tokio::spawn(async move {
-            let end = Connection { id, line: line.clone() }.live(goodbye).await;
+            let live = AssertUnwindSafe(Connection { id, line: line.clone() }.live(goodbye)).catch_unwind().await;
+            let end = live.unwrap_or_else(|_| End::Broken("what read it panicked".into()));
             line.writers().remove(&id);
-            // An adapter that has died takes its sockets with it.
+            // The adapter stops the actor then. One that has died takes its sockets with it.
             let _ = line.adapter.cast(AdapterMsg::SocketEnded { id, end });
-            let _ = me.cast(SocketMsg::Ended);
         });
         Ok(State { retire, task: AbortOnDropHandle::new(task) })
     }
 
-    async fn handle(&self, me: ActorRef<SocketMsg>, msg: SocketMsg, st: &mut State) -> Result<(), ActorProcessingErr> {
-        match msg {
-            SocketMsg::Retire => st.retire.cancel(),
-            SocketMsg::Ended => me.stop(Some("the connection ended".into())),
-        }
+    async fn handle(
+        &self,
+        _: ActorRef<SocketMsg>,
+        SocketMsg::Retire: SocketMsg,
+        st: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        st.retire.cancel();
         Ok(())
     }
 

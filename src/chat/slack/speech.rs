@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{Api, ApiError, Method};
+use super::api::{Api, ApiError, Method, who_is};
 use super::event::Me;
 use super::thread::{Message, Thread};
 use super::{render, words};
@@ -74,7 +74,12 @@ impl Speech {
         let _ = self.0.keep.set(keep);
     }
 
-    fn me(&self) -> Sent<&Me> {
+    /// Who Jane is; asked here where the adapter does not know it yet.
+    async fn me(&self) -> Sent<&Me> {
+        if self.0.me.get().is_none() {
+            let answer: Value = self.api().call(Method::AuthTest, &Value::Null).await?;
+            self.introduce(&who_is(&answer)?);
+        }
         self.0.me.get().ok_or_else(|| SendError::Unreachable("Slack has not said yet who we are".into()))
     }
 
@@ -222,7 +227,7 @@ impl Chat for Speech {
 
     async fn find(&self, to: &ConversationId, key: &str) -> Sent<Option<String>> {
         let place = place(to.as_str())?;
-        let me = self.me()?;
+        let me = self.me().await?;
         let kept = self.keep()?.get(&upload_name(key)).await;
         let file = kept.map_err(|error| SendError::Unreachable(error.to_string()))?;
         let messages = self.read(&place).await?;
@@ -264,7 +269,7 @@ impl Chat for Speech {
             // It begins the conversation.
             return Ok(Some(Vec::new()));
         }
-        let me = self.me()?;
+        let me = self.me().await?;
         match self.read(&thread).await {
             Ok(messages) => {
                 let earlier = messages.into_iter().filter(|other| other.ts.as_str() < message.ts).collect();

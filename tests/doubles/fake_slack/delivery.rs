@@ -177,9 +177,11 @@ impl FakeSlack {
         for attempt in 0..4 {
             let (path, content_type, body) = match kind {
                 Kind::Event => ("events", "application/json", payload.to_string()),
-                Kind::Interaction => {
-                    ("interactive", "application/x-www-form-urlencoded", form(&json!({ "payload": payload.to_string() })))
-                }
+                Kind::Interaction => (
+                    "interactive",
+                    "application/x-www-form-urlencoded",
+                    form(&json!({ "payload": payload.to_string() })),
+                ),
                 Kind::Command => ("commands", "application/x-www-form-urlencoded", form(&payload)),
             };
             let sent_at = Instant::now();
@@ -270,10 +272,7 @@ async fn serve(fake: FakeSlack, mut stream: tokio_websockets::WebSocketStream<To
         let count = state.sockets.len() as u64 + state.other_connections;
         let debug = json!({ "host": "fake", "build_number": 1, "approximate_connection_time": 18060 });
         let info = json!({ "app_id": "A1" });
-        Some((
-            id,
-            json!({ "type": "hello", "num_connections": count, "debug_info": debug, "connection_info": info }),
-        ))
+        Some((id, json!({ "type": "hello", "num_connections": count, "debug_info": debug, "connection_info": info })))
     });
     let Some((id, hello)) = hello else {
         let refusal = json!({ "type": "disconnect", "reason": "too_many_websockets" });

@@ -67,7 +67,8 @@ impl Message {
     }
 
     pub fn json(&self, with_metadata: bool) -> Value {
-        let mut fields = json!({ "type": "message", "ts": self.ts, "user": self.user, "text": self.text, "team": TEAM });
+        let mut fields =
+            json!({ "type": "message", "ts": self.ts, "user": self.user, "text": self.text, "team": TEAM });
         let map = fields.as_object_mut().unwrap();
         if let Some(thread) = &self.thread {
             map.insert("thread_ts".into(), thread.clone().into());

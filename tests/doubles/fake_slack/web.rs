@@ -352,7 +352,8 @@ fn post_message(state: &mut State, args: &Value, events: &mut Vec<Value>) -> Res
         state.complain("blocks without a text for notifications");
     }
     let has_link = args.to_string().contains("://");
-    if has_link && (args.get("unfurl_links") != Some(&false.into()) || args.get("unfurl_media") != Some(&false.into())) {
+    if has_link && (args.get("unfurl_links") != Some(&false.into()) || args.get("unfurl_media") != Some(&false.into()))
+    {
         state.complain("a message whose links are looked up");
     }
     let thread = args.get("thread_ts").and_then(Value::as_str).map(str::to_owned);
@@ -444,8 +445,14 @@ fn complete(state: &mut State, args: &Value) -> Result<Map<String, Value>, Refus
         files.push(json!({ "id": text(given, "id"), "name": file.name, "title": text(given, "title") }));
     }
     let ts = state.next_ts();
-    let message =
-        Message { ts, thread, user: JANE.into(), files: files.clone(), written_at: Some(Instant::now()), ..Message::default() };
+    let message = Message {
+        ts,
+        thread,
+        user: JANE.into(),
+        files: files.clone(),
+        written_at: Some(Instant::now()),
+        ..Message::default()
+    };
     state.channels.get_mut(&channel).expect("it is writable").messages.push(message);
     fields(json!({ "files": files }))
 }
