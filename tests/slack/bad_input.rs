@@ -92,7 +92,7 @@ async fn channels_that_can_not_be_written_to_hold_up_nobody() {
     service.until_logged("not_in_channel").await;
     let ts = fake.say(DIRECT, ANN, "echo fine", None);
     fake.answer_with(DIRECT, &ts, "fine").await;
-    let why = service.command(&["why", &archived]).output().unwrap();
+    let why = service.command(&["why", &format!("{GENERAL}/{archived}")]).output().unwrap();
     let told = String::from_utf8_lossy(&why.stdout).into_owned();
     assert!(told.contains("archived"), "{told}");
 }

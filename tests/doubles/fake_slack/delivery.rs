@@ -72,7 +72,7 @@ impl FakeSlack {
     fn send(&self, envelope: &str) {
         let after = self.change(|state| {
             let after = state.redeliver_after;
-            let Some(delivery) = state.deliveries.get_mut(envelope) else { return None };
+            let delivery = state.deliveries.get_mut(envelope)?;
             delivery.sent_at = Instant::now();
             let kind = match delivery.kind {
                 Kind::Event => "events_api",
