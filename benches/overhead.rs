@@ -18,7 +18,7 @@ use janebot::job::{ChannelId, ConversationId, RequesterId};
 use janebot::journal::Journal as _;
 use janebot::journal::sqlite::SqliteJournal;
 use janebot::pool::supervisor::{self, PoolParts};
-use janebot::runner::build::BuildPlan;
+use janebot::runner::build::{Access, BuildPlan};
 use janebot::sprites::{
     Checkpoint, CheckpointId, Exec, ExecEvent, ExecRequest, FileInfo, NetworkPolicy, Result, SessionInfo, Signal,
     SpriteInfo, Sprites, SpritesError,
@@ -145,13 +145,14 @@ impl Replies for Told {
 async fn start(sprites: Instantly, folder: &std::path::Path) -> App {
     let world = World::real();
     let journal = SqliteJournal::open(&folder.join("journal.sqlite")).await.expect("a new journal opens");
-    let agents = AgentsConfig { default: AgentKind::Shell, amp: None, claude: None };
+    let agents =
+        AgentsConfig { default: AgentKind::Shell, amp: None, claude: None, disabled_tools: Default::default() };
     let fetch = Arc::new(|_| async { Err("no agent has a program here".to_owned()) }.boxed());
     let plan = BuildPlan::new(
         agents,
         NetworkPolicy::deny_all(),
         BTreeMap::new(),
-        BTreeMap::new(),
+        Access::Direct(BTreeMap::new()),
         "none".into(),
         Vec::new(),
         fetch,

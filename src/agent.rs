@@ -36,6 +36,15 @@ pub struct Launch {
     pub reader: Box<dyn AgentReader>,
 }
 
+/// The way to an agent's server, as a sprite has it.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// The URL there.
+    pub url: String,
+    /// What to show: a token of the vault, or the key itself.
+    pub key: SecretString,
+}
+
 /// A file for the job: `path` is relative to the sprite user's home.
 #[derive(Clone)]
 pub struct JobFile {
@@ -60,6 +69,10 @@ pub trait AgentReader: Send {
     /// The verdict, given the exit status. The exit status alone never decides for `amp` and `claude`: a run
     /// succeeded only if a `result` record came that is no error.
     fn finish(&mut self, status: u8) -> AgentResult;
+    /// What it has used so far, as far as its output tells.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
 }
 
 /// What an agent does, for the progress message. Text is shortened, on one line, and still untrusted.
@@ -141,7 +154,7 @@ pub enum LaunchError {
     PromptTooLarge { agent: &'static str, bytes: usize, limit: usize },
 }
 
-/// The URL of the agent's server, as configured; none for `shell`. A sprite may reach it under another name.
+/// The URL of the agent's server, as configured; none for `shell`.
 pub fn server_url(kind: AgentKind, config: &AgentsConfig) -> Option<&str> {
     match kind {
         AgentKind::Shell => None,
@@ -150,12 +163,20 @@ pub fn server_url(kind: AgentKind, config: &AgentsConfig) -> Option<&str> {
     }
 }
 
-/// What a runner needs to run `prompt` with this agent. `url` is the agent's server as seen from the sprite; `shell`
-/// has none and looks at none.
+/// The key that is configured for the agent; none for `shell`.
+pub fn real_key(kind: AgentKind, config: &AgentsConfig) -> Option<&SecretString> {
+    match kind {
+        AgentKind::Shell => None,
+        AgentKind::Amp => config.amp.as_ref().map(|amp| &amp.key),
+        AgentKind::Claude => config.claude.as_ref().map(|claude| &claude.key),
+    }
+}
+
+/// What a runner needs to run `prompt` with this agent, which reaches its server by `way`; `shell` has no server.
 ///
 /// # Errors
 /// When the agent is not configured or would not take the prompt.
-pub fn launch(kind: AgentKind, config: &AgentsConfig, url: &str, prompt: &str) -> Result<Launch, LaunchError> {
+pub fn launch(kind: AgentKind, config: &AgentsConfig, way: Option<&Way>, prompt: &str) -> Result<Launch, LaunchError> {
     if prompt.trim().is_empty() {
         return Err(LaunchError::EmptyPrompt);
     }
@@ -165,8 +186,14 @@ pub fn launch(kind: AgentKind, config: &AgentsConfig, url: &str, prompt: &str) -
     let missing = |setting| LaunchError::NotConfigured { agent: kind.name(), setting };
     match kind {
         AgentKind::Shell => Ok(shell::launch(prompt)),
-        AgentKind::Amp => amp::launch(config.amp.as_ref().ok_or(missing("AMP_API_KEY"))?, url, prompt),
-        AgentKind::Claude => claude::launch(config.claude.as_ref().ok_or(missing("ANTHROPIC_API_KEY"))?, url, prompt),
+        AgentKind::Amp => {
+            let (amp, way) = config.amp.as_ref().zip(way).ok_or(missing("AMP_API_KEY"))?;
+            amp::launch(amp, &config.disabled_tools, way, prompt)
+        }
+        AgentKind::Claude => {
+            let (claude, way) = config.claude.as_ref().zip(way).ok_or(missing("ANTHROPIC_API_KEY"))?;
+            claude::launch(claude, &config.disabled_tools, way, prompt)
+        }
     }
 }
 
@@ -210,7 +237,20 @@ mod tests {
             version: claude::VERSION.into(),
             path: None,
         };
-        AgentsConfig { default: AgentKind::Amp, amp: Some(amp), claude: Some(claude) }
+        AgentsConfig {
+            default: AgentKind::Amp,
+            amp: Some(amp),
+            claude: Some(claude),
+            disabled_tools: ["WebFetch".into()].into(),
+        }
+    }
+
+    fn way(kind: AgentKind, config: &AgentsConfig, url: &str) -> Option<Way> {
+        Some(Way { url: url.into(), key: real_key(kind, config)?.clone() })
+    }
+
+    fn start(kind: AgentKind, config: &AgentsConfig, url: &str, prompt: &str) -> Result<Launch, LaunchError> {
+        launch(kind, config, way(kind, config, url).as_ref(), prompt)
     }
 
     fn env<'a>(launch: &'a Launch, name: &str) -> &'a str {
@@ -223,21 +263,22 @@ mod tests {
             (AgentKind::Amp, "AMP_API_KEY", "sgamp-'quoted' \"key\" $HOME"),
             (AgentKind::Claude, "ANTHROPIC_API_KEY", "sk-ant"),
         ] {
-            let launch = launch(kind, &config(), "http://model.test:8080/x", "hello").unwrap();
+            let launch = start(kind, &config(), "http://model.test:8080/x", "hello").unwrap();
             assert_eq!(env(&launch, name), key);
             assert_eq!(env(&launch, "NO_PROXY"), "127.0.0.1,localhost,model.test");
             assert!(launch.argv.iter().all(|argument| !argument.contains(key)));
             assert_eq!(launch.stdin, "hello");
         }
-        let launch = launch(AgentKind::Amp, &config(), "https://ampcode.com", "hello").unwrap();
+        let launch = start(AgentKind::Amp, &config(), "https://ampcode.com", "hello").unwrap();
         assert_eq!(env(&launch, "NO_PROXY"), "127.0.0.1,localhost");
     }
 
     #[test]
     fn amps_settings_are_json_and_its_files_lie_below_home() {
-        let launch = launch(AgentKind::Amp, &config(), "http://127.0.0.1:1", "hello").unwrap();
+        let launch = start(AgentKind::Amp, &config(), "http://127.0.0.1:1", "hello").unwrap();
         let settings: serde_json::Value = serde_json::from_str(launch.files[0].content.expose_secret()).unwrap();
         assert_eq!(settings["amp.dangerouslyAllowAll"], true);
+        assert!(settings["amp.tools.disable"].as_array().unwrap().contains(&"WebFetch".into()));
         assert!(launch.argv.contains(&format!("~/{}", launch.files[0].path)));
         let guidance = launch.files[1].content.expose_secret();
         assert!(guidance.contains("Jane") && guidance.contains("~/output") && guidance.contains("other Amp threads"));
@@ -245,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_an_agent_would_not_take_is_refused_before_the_start() {
-        let refusal = |kind, config: &AgentsConfig, prompt: &str| launch(kind, config, "http://x", prompt).err();
+        let refusal = |kind, config: &AgentsConfig, prompt: &str| start(kind, config, "http://x", prompt).err();
         for kind in AgentKind::ALL {
             assert_eq!(refusal(kind, &config(), " \n\t"), Some(LaunchError::EmptyPrompt));
             assert_eq!(refusal(kind, &config(), "a\0b"), Some(LaunchError::NulInPrompt));
@@ -268,7 +309,7 @@ mod tests {
     #[test]
     fn a_prompt_is_measured_for_amp_as_the_json_that_amp_makes_of_it() {
         const LIMIT: usize = 1024 * 1024 - 27;
-        let fits = |prompt: &str| launch(AgentKind::Amp, &config(), "http://x", prompt).is_ok();
+        let fits = |prompt: &str| start(AgentKind::Amp, &config(), "http://x", prompt).is_ok();
         assert!(fits(&"a".repeat(LIMIT)) && !fits(&"a".repeat(LIMIT + 1)));
         // Each line feed is two characters in JSON.
         assert!(!fits(&("a".to_owned() + &"\n".repeat(LIMIT / 2 + 1))));

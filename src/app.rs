@@ -1,5 +1,6 @@
 //! The service as a whole: builds the tree of actors, is the way in for the command line, and stops it in order.
 
+pub mod keys;
 pub mod machines;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::pool::{self, PoolHandle, PoolStatus};
 use crate::runner::build::BuildPlan;
 use crate::supervise::current::{self, Publisher};
 use crate::supervise::{self, ChildSpec, Supervisor};
+use crate::vault::{VaultError, actor};
 use crate::world::World;
 use machines::Machines;
 
@@ -84,6 +86,8 @@ pub enum StartError {
     Actors(String),
     #[error("{0}")]
     Machines(String),
+    #[error(transparent)]
+    Vault(VaultError),
 }
 
 impl App {
@@ -94,10 +98,13 @@ impl App {
     pub async fn start(config: &Config, world: World, serving: Option<Serving>) -> Result<Self, StartError> {
         let journal = SqliteJournal::open(&config.journal_path).await?;
         let deployment = journal.deployment_id().await?;
-        let machines = Machines::connect(config, &world).await?;
+        let vault = keys::open(config, &world).await?;
+        let machines = Machines::connect(config, vault.as_ref().map(|vault| vault.address), &world).await?;
         machines.try_out(&config.pool.prefix, &deployment, &world).await?;
-        let plan = machines::plan(config, machines.isolation);
-        for warning in &plan.warnings {
+        let plan = machines::plan(config, &machines, vault.as_ref().map(|vault| &vault.handle));
+        let settings_warn = config.warnings();
+        let receipts_warn = plan.warnings.iter().filter(|warning| !settings_warn.contains(warning));
+        for warning in settings_warn.iter().chain(receipts_warn) {
             tracing::warn!("{warning}");
         }
         let (plans, plan) = current::channel(Arc::new(plan));
@@ -110,7 +117,8 @@ impl App {
         };
         let (pool_child, pool) = pool::supervisor::child(config.pool.clone(), parts);
         let settings = Settings::of(config);
-        let children = vec![pool_child];
+        let vault_child = vault.map(|vault| actor::child(vault.handle, vault.listener));
+        let children = vault_child.into_iter().chain([pool_child]).collect();
         let (chats, drain_timeout) = (Chats::default(), config.drain_timeout);
         let parts = Parts { journal, world, settings, children, pool, chats, serving, drain_timeout };
         let mut app = Self::assemble(parts).await?;

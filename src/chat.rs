@@ -7,6 +7,8 @@
 //! next command says which jobs were interrupted. An adapter knows neither pool nor sprites.
 
 pub mod adapter;
+pub mod discord;
+pub mod finding;
 pub mod outbox;
 pub mod slack;
 pub mod split;
@@ -28,6 +30,7 @@ use crate::config::Config;
 use crate::job::{ChannelId, ConversationId, JobId, JobReport, RequesterId};
 use crate::journal::outgoing::Mark;
 use crate::pool::estimate::Wait;
+use crate::world::World;
 use adapter::Adapter;
 
 /// After this time, a request whose answer did not come has taken effect or never will.
@@ -329,12 +332,20 @@ impl Chats {
 }
 
 /// The front ends of the chats that are configured, in a fixed order.
-pub fn configured(config: &Config) -> Vec<Box<dyn Adapter>> {
+///
+/// # Errors
+/// When one can't work on this machine; a sentence.
+pub fn configured(config: &Config, world: &World) -> Result<Vec<Box<dyn Adapter>>, String> {
     let mut adapters: Vec<Box<dyn Adapter>> = Vec::new();
-    if let Some(config) = &config.slack {
-        adapters.push(Box::new(slack::Slack::new(config)));
+    if let Some(discord) = &config.discord {
+        let adapter = discord::DiscordAdapter::new(discord, world.clone())
+            .map_err(|error| format!("this machine can't make encrypted connections to Discord ({error})"))?;
+        adapters.push(Box::new(adapter));
     }
-    adapters
+    if let Some(slack) = &config.slack {
+        adapters.push(Box::new(slack::Slack::new(slack)?));
+    }
+    Ok(adapters)
 }
 
 fn unserved() -> SendError {

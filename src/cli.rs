@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and the way from there to the parts that do it.
 
+mod doctor;
 mod why;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use crate::admin;
 use crate::agent::install;
 use crate::app::machines::{self, Machines};
-use crate::app::{App, Serving, StartError};
+use crate::app::{App, Serving};
 use crate::chat;
 use crate::chat::adapter::Adapter;
 use crate::chat::terminal::ask::{self, Form, note};
@@ -73,6 +74,10 @@ enum Command {
     },
     /// List jobs, newest first, from the journal
     Jobs(JobsArgs),
+    /// Tell what is right and wrong with the set-up of the chats
+    ///
+    /// Exit status: 0 nothing is wrong, 1 something is.
+    Doctor,
     /// Print the settings in use, and what can be set
     Config,
 }
@@ -173,9 +178,11 @@ fn execute(cli: Cli) -> Exit {
     };
     let command = match cli.command.unwrap_or(Command::Serve) {
         Command::Config => return print_config(&config),
-        Command::Serve => match chat::configured(&config) {
-            adapters if adapters.is_empty() => return complain(NO_CHAT),
-            adapters => Work::Serve(adapters),
+        Command::Doctor => return look(doctor::doctor(&config, World::real())),
+        Command::Serve => match chat::configured(&config, &World::real()) {
+            Ok(adapters) if adapters.is_empty() => return complain(NO_CHAT),
+            Ok(adapters) => Work::Serve(adapters),
+            Err(problem) => return complain(&problem),
         },
         Command::Why { name, json } => return look(why::why(&config, &name, json, &World::real())),
         Command::Jobs(args) => {
@@ -211,8 +218,8 @@ fn look(work: impl Future<Output = Exit>) -> Exit {
     }
 }
 
-const NO_CHAT: &str = "there is no chat to serve yet: talk to an agent here with `janebot chat`, run one prompt with \
-    `janebot ask \"…\"`, or see all commands with `janebot --help`";
+const NO_CHAT: &str = "there is no chat to serve: set DISCORD_TOKEN (see deploy/discord.md), talk to an agent here with \
+    `janebot chat`, run one prompt with `janebot ask \"…\"`, or see all commands with `janebot --help`";
 
 fn complain(problem: &str) -> Exit {
     note(problem);
@@ -221,7 +228,9 @@ fn complain(problem: &str) -> Exit {
 
 fn print_config(config: &Config) -> Exit {
     // A reader who has seen enough closes the pipe.
-    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}\n# What can be set\n\n{}", config::reference());
+    let risky: String = config.warnings().iter().map(|warning| format!("# Careful: {warning}\n")).collect();
+    let reference = config::reference();
+    let _ = write!(std::io::stdout(), "# Settings in use\n\n{config}{risky}\n# What can be set\n\n{reference}");
     Exit::Answered
 }
 
@@ -383,7 +392,7 @@ async fn serve(adapters: Vec<Box<dyn Adapter>>, config: &Config, world: World, i
 async fn host(config: &Config, world: World, interrupts: &mut Interrupts) -> Exit {
     let (machines, token_file) = match Machines::serve_alone(config, &world).await {
         Ok(served) => served,
-        Err(error @ (StartError::Journal(_) | StartError::Actors(_) | StartError::Machines(_))) => {
+        Err(error) => {
             return complain(&error.to_string());
         }
     };

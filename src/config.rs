@@ -1,21 +1,25 @@
 //! Every setting, typed and documented, read from the environment and an optional TOML file and validated together.
 //!
 //! Parts: `keys` (the list of all settings, from which README's table is printed), `source` (where texts come from,
-//! and errors), `value` (how one text is read), `load` (the whole, and the rules between settings), `reach` (how a
-//! sprite reaches an agent's server), `show` (the effective settings, without secrets).
+//! and errors), `value` (how one text is read), `load` (the whole, and the rules between settings), `vault` (where keys
+//! are kept, and what may be used), `reach` (what a sprite reaches), [`network`] (lists of hosts, and what is risky in
+//! them), `show` (the effective settings, without secrets).
 
 mod keys;
 mod load;
+mod network;
 mod reach;
 mod show;
 mod source;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vault;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -23,6 +27,7 @@ use secrecy::SecretString;
 use crate::job::{ChannelId, RequesterId};
 
 pub use keys::reference;
+pub use network::{Preset, risks};
 pub use source::{ConfigError, ConfigErrors, Origin};
 
 /// The service's settings. Secrets are [`SecretString`]s, which print as `[REDACTED]`.
@@ -32,6 +37,13 @@ pub struct Config {
     pub pool: PoolConfig,
     pub agents: AgentsConfig,
     pub access: AccessConfig,
+    pub vault: VaultConfig,
+    pub network: NetworkConfig,
+    pub limits: UsageLimits,
+    /// Every secret that is set, with its setting's name: what no answer may hold.
+    pub secrets: Vec<(&'static str, SecretString)>,
+    /// `DISCORD_TOKEN` set: the Discord adapter.
+    pub discord: Option<DiscordConfig>,
     /// `SLACK_BOT_TOKEN` set: the Slack front end.
     pub slack: Option<SlackConfig>,
     /// `DEBOUNCE`: messages of one person in a chat that follow each other faster become one prompt. Default 1.5 s.
@@ -45,6 +57,29 @@ pub struct Config {
     /// `DATABASE_URL`: only `sqlite://PATH`. Default `DATA_DIR/journal.sqlite`.
     pub journal_path: PathBuf,
 }
+
+impl Config {
+    /// The hosts that sprites may reach by these settings, beside what their agents need. Channels' own are not among
+    /// them.
+    pub fn extra_hosts(&self) -> BTreeSet<String> {
+        let presets = self.network.presets.iter().flat_map(|preset| preset.hosts());
+        self.pool.extra_hosts.iter().cloned().chain(presets.map(|host| (*host).to_owned())).collect()
+    }
+
+    /// What is risky in these settings, in sentences for the operator.
+    pub fn warnings(&self) -> Vec<String> {
+        let hosts = self.extra_hosts();
+        let mut found = risks(hosts.iter().chain(self.network.channels.values().flatten()).map(String::as_str));
+        if self.vault.keys == KeysAt::Sprite && (self.agents.amp.is_some() || self.agents.claude.is_some()) {
+            found.push(KEY_IN_SPRITE.into());
+        }
+        found
+    }
+}
+
+/// What is said at start and in each receipt where a sprite has the key.
+pub const KEY_IN_SPRITE: &str =
+    "the agent's API key is in the sprite while it runs, where the agent's programs can read it";
 
 /// Which machines to use.
 #[derive(Clone, Debug)]
@@ -191,6 +226,8 @@ pub struct AgentsConfig {
     pub amp: Option<AmpConfig>,
     /// `ANTHROPIC_API_KEY` set: the claude profile.
     pub claude: Option<ClaudeConfig>,
+    /// `AGENT_DISABLED_TOOLS`: tools that no agent may use, by the agent's own names for them.
+    pub disabled_tools: BTreeSet<String>,
 }
 
 impl AgentsConfig {
@@ -232,8 +269,7 @@ impl AgentKind {
 #[derive(Clone, Debug)]
 pub struct AmpConfig {
     pub key: SecretString,
-    /// `AMP_URL`: origin of the Amp server, as a sprite reaches it: the name of a [`Grant`] where only this machine
-    /// reaches the server itself. Default `https://ampcode.com`.
+    /// `AMP_URL`: origin of the Amp server, as whoever holds the key reaches it. Default `https://ampcode.com`.
     pub url: String,
     /// `AGENT_MODE`: low, medium, high, ultra; the server decides what a word means. Default medium.
     pub mode: String,
@@ -246,7 +282,7 @@ pub struct AmpConfig {
 #[derive(Clone, Debug)]
 pub struct ClaudeConfig {
     pub key: SecretString,
-    /// `ANTHROPIC_BASE_URL`, as a sprite reaches it, like [`AmpConfig::url`]. Default `https://api.anthropic.com`.
+    /// `ANTHROPIC_BASE_URL`, like [`AmpConfig::url`]. Default `https://api.anthropic.com`.
     pub url: String,
     /// `CLAUDE_MODEL`: passed on when set.
     pub model: Option<String>,
@@ -254,6 +290,106 @@ pub struct ClaudeConfig {
     pub version: String,
     /// `CLAUDE_PATH`: use this binary instead of the npm package.
     pub path: Option<PathBuf>,
+}
+
+/// Where the agents' keys are while a job runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaultConfig {
+    /// `VAULT_LISTEN`. Default 127.0.0.1 with a free port, or 8320 where somebody else must know it.
+    pub listen: SocketAddr,
+    pub keys: KeysAt,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysAt {
+    /// In the vault, which sprites of this machine reach by a name that only they resolve.
+    Vault,
+    /// In the vault, which programs without walls reach as it is.
+    Loopback,
+    /// In the vault, which sprites elsewhere reach at `PUBLIC_URL`.
+    Public(String),
+    /// In the sprite, by explicit opt-in: `ALLOW_KEY_IN_SPRITE=true`.
+    Sprite,
+}
+
+impl VaultConfig {
+    /// Where sprites reach the vault, when it listens at `bound`; nowhere, when the keys are with them.
+    pub fn url(&self, bound: SocketAddr) -> Option<String> {
+        match &self.keys {
+            KeysAt::Vault => Some(format!("http://{}", reach::VAULT_NAME)),
+            KeysAt::Loopback => Some(format!("http://{bound}")),
+            KeysAt::Public(url) => Some(url.clone()),
+            KeysAt::Sprite => None,
+        }
+    }
+
+    /// The name that the network policy must allow for it. An address is reached only where nothing enforces a policy.
+    pub fn host(&self) -> Option<String> {
+        match &self.keys {
+            KeysAt::Vault => Some(reach::VAULT_NAME.to_owned()),
+            KeysAt::Public(url) => reach::host_name(url),
+            KeysAt::Loopback | KeysAt::Sprite => None,
+        }
+    }
+}
+
+/// What sprites may reach beside what their agents need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// `NETWORK_PRESETS`: lists of hosts by name.
+    pub presets: BTreeSet<Preset>,
+    /// `CHANNEL_ALLOWED_HOSTS`: names that jobs of one channel may reach.
+    pub channels: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl NetworkConfig {
+    /// What the jobs of a channel may reach beside all others'.
+    pub fn of_channel(&self, channel: &ChannelId) -> Option<&BTreeSet<String>> {
+        self.channels.get(channel.as_str()).or_else(|| self.channels.get(platform_id(channel.as_str())))
+    }
+}
+
+/// What jobs may use. `None` is without limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageLimits {
+    /// `MAX_TURNS_PER_JOB`: calls of the model.
+    pub turns_per_job: Option<u64>,
+    /// `MAX_TOKENS_PER_JOB`: input and output together.
+    pub tokens_per_job: Option<u64>,
+    /// `MAX_JOBS_PER_USER_DAY`: jobs that one person may start in 24 hours.
+    pub jobs_per_day: Option<u64>,
+    /// `MAX_TOKENS_PER_USER_DAY`
+    pub tokens_per_day: Option<u64>,
+}
+
+/// The Discord bot.
+#[derive(Clone, Debug)]
+pub struct DiscordConfig {
+    pub token: SecretString,
+    /// `DISCORD_GUILD_IDS`: servers in which Jane listens; empty means all.
+    pub guilds: BTreeSet<String>,
+    /// `DISCORD_ROLE_IDS`: roles whose members may ask.
+    pub roles: BTreeSet<String>,
+    /// `DISCORD_BOT_IDS`: other bots that may ask, by mention.
+    pub bots: BTreeSet<String>,
+    /// `DISCORD_MESSAGE_CONTENT`: whether the privileged intent is asked for. Default no.
+    pub message_content: bool,
+    /// `DISCORD_FOLLOW_UPS`: whether messages in threads that Jane opened need no mention. Default yes.
+    pub follow_ups: bool,
+    pub canary: Option<CanaryConfig>,
+    /// `DISCORD_GATEWAY_URL`: in place of Discord's own.
+    pub gateway_url: Option<String>,
+    /// `DISCORD_API_PROXY`: host and port of a plain HTTP server on this machine, in place of Discord's API.
+    pub api_proxy: Option<String>,
+}
+
+/// The self-test of hearing: a marked message must come back through the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanaryConfig {
+    /// `DISCORD_CANARY_CHANNEL`.
+    pub channel: String,
+    /// `DISCORD_CANARY_EVERY`. Default 5 minutes.
+    pub every: Duration,
 }
 
 /// The Slack front end. At least one of the two ways in is set.
@@ -288,4 +424,35 @@ pub struct AccessConfig {
     pub admins: BTreeSet<String>,
     /// `ALLOW_EVERYONE=true`: the two lists are not asked.
     pub everyone: bool,
+    /// Whom adapters vouch for, as for the members of a role. Not a setting.
+    pub vouched: Vouched,
+}
+
+/// Requesters whom an adapter vouches for in a channel at present: what allows them is known to their platform only.
+/// Clones are the same list.
+#[derive(Clone, Debug, Default)]
+pub struct Vouched(Arc<Mutex<BTreeSet<(RequesterId, ChannelId)>>>);
+
+impl Vouched {
+    /// People in channels that are remembered. Of more, some are forgotten until they write again.
+    const MAX: usize = 50_000;
+
+    /// To be told anew with each message: what allowed somebody may be gone.
+    pub fn set(&self, requester: &RequesterId, channel: &ChannelId, vouched: bool) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = (requester.clone(), channel.clone());
+        if !vouched {
+            list.remove(&entry);
+            return;
+        }
+        list.insert(entry);
+        if list.len() > Self::MAX {
+            list.pop_first();
+        }
+    }
+
+    pub fn has(&self, requester: &RequesterId, channel: &ChannelId) -> bool {
+        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !list.is_empty() && list.contains(&(requester.clone(), channel.clone()))
+    }
 }

@@ -109,12 +109,12 @@ impl Outcome {
                 FailReason::ModelBusy | FailReason::QueueTimeout | FailReason::NoRunner => true,
                 FailReason::AgentFailed | FailReason::NoResult | FailReason::Timeout => false,
                 FailReason::OutcomeUnknown | FailReason::Interrupted => false,
-                FailReason::Journal | FailReason::Overdue => false,
+                FailReason::Journal | FailReason::Overdue | FailReason::Limit | FailReason::Held => false,
             },
             Self::Refused { reason, .. } => match reason {
                 RefuseReason::QueueFull | RefuseReason::TooManyWaiting | RefuseReason::Draining => true,
                 RefuseReason::NotAllowed | RefuseReason::EmptyPrompt | RefuseReason::PromptTooLarge => false,
-                RefuseReason::UnknownAgent | RefuseReason::Unsuitable => false,
+                RefuseReason::UnknownAgent | RefuseReason::Unsuitable | RefuseReason::OverLimit => false,
             },
             Self::Answered { .. } | Self::Cancelled { .. } | Self::Merged { .. } => false,
         }
@@ -145,6 +145,10 @@ reasons!(
         NoResult = "no_result",
         /// The job's time was up.
         Timeout = "timeout",
+        /// It came to a limit of what a job may use.
+        Limit = "limit",
+        /// What it would have sent out held a secret of the service.
+        Held = "held",
         /// It waited longer than allowed for a runner.
         QueueTimeout = "queue_timeout",
         /// The connection to the sprite was lost after the agent had started; what it did is unknown.
@@ -169,6 +173,8 @@ reasons!(
         UnknownAgent = "unknown_agent",
         /// The agent would not take this prompt, or is not set up.
         Unsuitable = "unsuitable",
+        /// The requester's limit for a day is reached.
+        OverLimit = "over_limit",
         QueueFull = "queue_full",
         /// As many of the requester's, or of the channel's, wait as may.
         TooManyWaiting = "too_many_waiting",

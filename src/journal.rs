@@ -10,6 +10,7 @@ mod refusal;
 pub mod search;
 pub mod sqlite;
 pub mod story;
+pub mod usage;
 
 use std::future::Future;
 
@@ -23,6 +24,7 @@ use crate::pool::receipt::Receipt;
 use crate::sprites::CheckpointId;
 use outgoing::{Delivery, Effect, Outgoing, OutgoingRow};
 use search::{LeaseRow, Wanted};
+use usage::{Together, Used};
 
 pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 
@@ -258,4 +260,11 @@ pub trait Journal: Clone + Send + Sync + 'static {
     fn quarantine(&self, runner: &str, evidence: &str, at: Timestamp) -> impl Future<Output = Result<()>> + Send;
     /// Quarantine records, newest first: runner, evidence, time.
     fn quarantines(&self, limit: u32) -> impl Future<Output = Result<Vec<(String, String, Timestamp)>>> + Send;
+
+    /// Records what a job's run used; a later record replaces an earlier one.
+    fn record_usage(&self, job: &JobId, used: &Used) -> impl Future<Output = Result<()>> + Send;
+    /// What a job's run used, if that is recorded.
+    fn usage(&self, job: &JobId) -> impl Future<Output = Result<Option<Used>>> + Send;
+    /// What the requester's jobs come to that started since then.
+    fn used_since(&self, requester: &RequesterId, since: Timestamp) -> impl Future<Output = Result<Together>> + Send;
 }

@@ -2,7 +2,8 @@
 //!
 //! The way of a prompt: an adapter ([`chat`]) hands it to the [`desk`], which records it in the [`journal`] and gives
 //! it to its conversation; that asks the [`pool`] for a runner; the [`runner`] checks its sprite over [`sprites`], runs
-//! the [`agent`], restores the sprite, proves that it is clean and offers itself again. `actors.md` draws the tree.
+//! the [`agent`] with a pass of the [`vault`], restores the sprite, proves that it is clean and offers itself again.
+//! `actors.md` draws the tree.
 
 pub mod admin;
 pub mod agent;
@@ -19,4 +20,5 @@ pub mod pool;
 pub mod runner;
 pub mod sprites;
 pub mod supervise;
+pub mod vault;
 pub mod world;

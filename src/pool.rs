@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{AgentEvent, AgentResult};
+use crate::agent::{AgentEvent, AgentResult, Usage};
 use crate::job::{JobId, JobSpec, OutputFile};
 use crate::runner::RunnerMsg;
 use crate::supervise::current::Follower;
@@ -96,6 +96,8 @@ pub struct RunReport {
     pub collect: Duration,
     pub files: Vec<OutputFile>,
     pub notes: Vec<String>,
+    /// What it used, where somebody else than the agent counted.
+    pub usage: Option<Usage>,
 }
 
 impl RunReport {
@@ -107,7 +109,17 @@ impl RunReport {
         check: Duration,
         run: Duration,
     ) -> Self {
-        Self { ended, receipt, queue_wait, check, run, collect: Duration::ZERO, files: Vec::new(), notes: Vec::new() }
+        Self {
+            ended,
+            receipt,
+            queue_wait,
+            check,
+            run,
+            collect: Duration::ZERO,
+            files: Vec::new(),
+            notes: Vec::new(),
+            usage: None,
+        }
     }
 }
 
@@ -120,6 +132,10 @@ pub enum RunEnd {
     Timeout { so_far: AgentResult },
     /// The owner cancelled it.
     Cancelled { stopped: Stopped },
+    /// It came to a limit of what a job may use, `reached`; `so_far` is what the agent had said.
+    Limit { reached: String, so_far: AgentResult },
+    /// What it would have sent out held a secret of the service; `leak` says which, in what form and where.
+    Held { leak: String },
     /// The connection to the sprite was lost; whether the agent finished is not known.
     OutcomeUnknown { message: String },
 }
@@ -169,8 +185,8 @@ impl RunEnd {
     /// Whether the agent may have left files that the user should get.
     pub fn may_have_files(&self) -> bool {
         match self {
-            Self::Agent(_) | Self::Timeout { .. } => true,
-            Self::Cancelled { .. } | Self::OutcomeUnknown { .. } => false,
+            Self::Agent(_) | Self::Timeout { .. } | Self::Limit { .. } => true,
+            Self::Cancelled { .. } | Self::Held { .. } | Self::OutcomeUnknown { .. } => false,
         }
     }
 }
@@ -203,6 +219,10 @@ pub enum NotStarted {
     },
     /// The agent would not take this prompt, or is not set up; `message` says which.
     Unsuitable {
+        message: String,
+    },
+    /// Its requester's limit for a day is reached; `message` says which.
+    OverLimit {
         message: String,
     },
     /// The lease could not be written to the journal.

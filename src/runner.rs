@@ -8,7 +8,9 @@
 pub mod build;
 pub mod claim;
 pub mod collect;
+mod hold;
 pub mod input;
+mod limit;
 pub mod scripts;
 pub mod state;
 pub mod stop;
@@ -346,6 +348,10 @@ impl<S: Sprites, J: Journal> Runner<S, J> {
                 state.holds = None;
                 match end {
                     WorkEnd::Over => Event::JobOver(JobEnd::Ran),
+                    WorkEnd::Leaked { evidence } => {
+                        state.note = Some(evidence);
+                        Event::JobOver(JobEnd::Leaked)
+                    }
                     WorkEnd::Untouched(receipt) => {
                         state.receipt = Some(*receipt);
                         Event::JobOver(JobEnd::Untouched)

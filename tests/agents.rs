@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use janebot::agent::{AgentEvent, AgentResult, Details, amp, claude, install, launch, server_url};
+use janebot::agent::{AgentEvent, AgentResult, Details, Way, amp, claude, install, launch, real_key, server_url};
 use janebot::config::{AgentKind, AgentsConfig, AmpConfig, ClaudeConfig};
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::ExposeSecret;
@@ -60,6 +60,11 @@ impl Stage {
         Some(Self { kind, home, config, log, _server: server })
     }
 
+    fn way(&self) -> Option<Way> {
+        let (url, key) = server_url(self.kind, &self.config).zip(real_key(self.kind, &self.config))?;
+        Some(Way { url: url.into(), key: key.clone() })
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
@@ -70,8 +75,7 @@ impl Stage {
 
     /// Runs the prompt as a runner would in a sprite, and stops it by its protocol at the first event that `stop` picks.
     async fn run_until(&self, prompt: &str, stop: impl Fn(&AgentEvent) -> bool) -> Run {
-        let url = server_url(self.kind, &self.config).unwrap_or_default();
-        let mut launch = launch(self.kind, &self.config, url, prompt).unwrap();
+        let mut launch = launch(self.kind, &self.config, self.way().as_ref(), prompt).unwrap();
         for file in &launch.files {
             let path = self.path(&file.path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -177,7 +181,7 @@ fn config(url: &str, key: &str) -> AgentsConfig {
         version: claude::VERSION.into(),
         path: path("CLAUDE_PATH"),
     };
-    AgentsConfig { default: AgentKind::Shell, amp: Some(amp), claude: Some(claude) }
+    AgentsConfig { default: AgentKind::Shell, amp: Some(amp), claude: Some(claude), disabled_tools: Default::default() }
 }
 
 /// The agent's program, fetched at most once for all tests, or why there is none.
@@ -327,7 +331,7 @@ async fn the_longest_prompt_that_is_accepted_is_accepted_by_amp_too() {
     let longest = 1024 * 1024 - 27;
     let prompt = "ä".repeat(10) + &"a".repeat(longest - 20 - end.len() - 1) + end;
     assert_eq!(answered(&stage.run(&prompt).await).0, "read it");
-    assert!(launch(AgentKind::Amp, &stage.config, "http://x", &format!("a{prompt}")).is_err());
+    assert!(launch(AgentKind::Amp, &stage.config, stage.way().as_ref(), &format!("a{prompt}")).is_err());
 }
 
 #[tokio::test]
@@ -337,6 +341,30 @@ async fn claude_is_asked_for_the_configured_model() {
     let run = stage.run("@@say hello").await;
     assert_eq!(answered(&run).0, "hello");
     assert!(std::fs::read_to_string(&stage.log).unwrap().contains("claude-sonnet-4-5"));
+}
+
+/// Hooks, permissions and MCP servers of a repository would be its author's, not the operator's.
+#[tokio::test]
+async fn claude_runs_nothing_that_a_repository_brings() {
+    let Some(stage) = Stage::set(AgentKind::Claude).await else { return };
+    let mark = |name: &str| stage.path(name).display().to_string();
+    let hook =
+        |name: &str| serde_json::json!([{"hooks": [{"type": "command", "command": format!("touch {}", mark(name))}]}]);
+    let settings = serde_json::json!({"hooks": {"SessionStart": hook("hooked"), "UserPromptSubmit": hook("hooked")}});
+    std::fs::create_dir(stage.path("work/.claude")).unwrap();
+    for name in ["settings.json", "settings.local.json"] {
+        std::fs::write(stage.path("work/.claude").join(name), settings.to_string()).unwrap();
+    }
+    let servers = serde_json::json!({"mcpServers": {"evil": {"command": "touch", "args": [mark("served")]}}});
+    std::fs::write(stage.path("work/.mcp.json"), servers.to_string()).unwrap();
+    assert_eq!(answered(&stage.run("@@say hello").await).0, "hello");
+    assert!(!stage.path("hooked").exists() && !stage.path("served").exists());
+
+    // The same hook in the user's own settings, which the sprite has none of: so it would have shown.
+    std::fs::create_dir_all(stage.path(".claude")).unwrap();
+    std::fs::write(stage.path(".claude/settings.json"), settings.to_string()).unwrap();
+    stage.run("@@say hello").await;
+    assert!(stage.path("hooked").exists());
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! The journal's contract: one suite, kept by the SQLite journal and by the simulation's journal in memory.
 
+use janebot::agent::Usage;
 use janebot::chat::Action;
 use janebot::job::{ChannelId, ConversationId, FailReason, JobId, Outcome, RequesterId, Timings};
 use janebot::journal::memory::{Call, MemoryJournal};
 use janebot::journal::outgoing::{Delivery, Effect, Mark, Outgoing, OutgoingState};
 use janebot::journal::search::{LeaseRow, Progress, Wanted, Which};
 use janebot::journal::sqlite::SqliteJournal;
+use janebot::journal::usage::{CountedBy, Together, Used};
 use janebot::journal::{Accepted, JobRow, JobState, Journal, JournalError, RunnerRow};
 use janebot::pool::receipt::Receipt;
 use janebot::sprites::CheckpointId;
@@ -309,6 +311,39 @@ async fn a_fence_only_grows(journal: impl Journal) {
     failed_with(journal.built(&RunnerRow { fence: u64::MAX, ..rebuilt }).await, "fence");
 }
 
+async fn usage_is_summed_over_a_requesters_jobs_since_a_time(journal: impl Journal) {
+    let used = |input, output, counted_by| Used {
+        usage: Usage {
+            turns: 2,
+            input_tokens: input,
+            cached_input_tokens: 1,
+            output_tokens: output,
+            cost_usd: Some(0.5),
+        },
+        counted_by,
+    };
+    journal.built(&runner("r0")).await.unwrap();
+    for (n, name) in ["j0", "j1", "j2", "j3"].into_iter().enumerate() {
+        let requester = RequesterId::new(if name == "j3" { "slack:U2" } else { "slack:U1" });
+        journal.accept(&JobRow { requester, ..job(name) }).await.unwrap();
+        journal.lease(&id(name), "r0", n as u64 + 1, "c", at(10 * n as i64)).await.unwrap();
+    }
+    assert_eq!(journal.usage(&id("j0")).await.unwrap(), None);
+    journal.record_usage(&id("j0"), &used(1, 1, CountedBy::Agent)).await.unwrap();
+    journal.record_usage(&id("j0"), &used(100, 20, CountedBy::Vault)).await.unwrap();
+    journal.record_usage(&id("j1"), &used(u64::MAX, 5, CountedBy::Agent)).await.unwrap();
+    journal.record_usage(&id("j3"), &used(7, 7, CountedBy::Agent)).await.unwrap();
+    assert!(journal.record_usage(&id("j9"), &used(1, 1, CountedBy::Agent)).await.is_err());
+    assert_eq!(journal.usage(&id("j0")).await.unwrap(), Some(used(100, 20, CountedBy::Vault)));
+    let since = async |second| journal.used_since(&RequesterId::new("slack:U1"), at(second)).await.unwrap();
+    let all = since(0).await;
+    assert!(all.jobs == 3 && all.tokens > i64::MAX as u64 / 2, "{all:?}");
+    assert_eq!(since(20).await, Together { jobs: 1, tokens: 0 }, "j2 is running");
+    assert_eq!(since(21).await, Together::default());
+    let other = journal.used_since(&RequesterId::new("slack:U2"), at(0)).await.unwrap();
+    assert_eq!(other, Together { jobs: 1, tokens: 14 });
+}
+
 async fn quarantines_are_kept_for_people(journal: impl Journal) {
     journal.quarantine("r0", "canary present", at(1)).await.unwrap();
     journal.quarantine("r1", "no answer", at(2)).await.unwrap();
@@ -494,6 +529,7 @@ contract!(
     every_lease_of_a_job_is_told
     a_built_runner_is_dirty_until_a_receipt_of_its_own_cleans_it
     a_fence_only_grows
+    usage_is_summed_over_a_requesters_jobs_since_a_time
     quarantines_are_kept_for_people
     effects_come_with_the_acceptance_and_with_the_first_end_or_not_at_all
     a_refused_message_is_recorded_as_ended_at_once

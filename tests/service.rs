@@ -319,6 +319,7 @@ fn brought(agent: &str) -> Result<String, String> {
             version: claude_version.into(),
             path: None,
         }),
+        disabled_tools: Default::default(),
     };
     let kind = AgentKind::named(agent).unwrap();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("agents");
@@ -348,8 +349,8 @@ fn a_real_agent_answers(script: &str, agent: &str, url_key: &str, api_key: &str)
     assert_eq!(answer["answer"], "All **done**.", "{answer}");
     assert_eq!(answer["files"][0]["name"], "made.txt", "{answer}");
     assert!(answer["usage"]["output_tokens"].as_u64() > Some(0), "{answer}");
-    let warned = answer["receipt"]["warnings"][0].as_str().unwrap_or_default();
-    assert!(warned.contains("API key is in the sprite"), "{answer}");
+    assert_eq!(answer["receipt"]["warnings"], serde_json::json!([]), "the key is not in the sprite: {answer}");
+    assert_eq!(answer["receipt"]["allowed_hosts"], serde_json::json!(["vault.janebot.internal"]), "{answer}");
 }
 
 #[test]

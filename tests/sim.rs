@@ -8,6 +8,8 @@
 #[path = "sim/chat.rs"]
 mod chat;
 mod doubles;
+#[path = "sim/judge.rs"]
+mod judge;
 #[path = "sim/platform.rs"]
 mod platform;
 #[path = "sim/process.rs"]

@@ -5,6 +5,7 @@
 //! - It prints nothing until the server's first answer; a run stopped before that leaves no record at all.
 //! - SIGTERM makes it cancel the turn on the server, end its tools and write a last `result`; SIGKILL does none of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::stream::StreamReader;
-use super::{GUIDANCE, JobFile, Launch, LaunchError, StopProtocol, no_proxy};
+use super::{GUIDANCE, JobFile, Launch, LaunchError, StopProtocol, Way, no_proxy};
 use crate::config::AmpConfig;
 use crate::sprites::Signal;
 
@@ -38,19 +39,26 @@ const FORBIDDEN_TOOLS: [&str; 6] = [
 
 const THREADS: &str = "- Do not read, search or list other Amp threads, and do not share this one.\n";
 
-/// How `prompt` is run against the server at `url`, as seen from the sprite.
-pub(super) fn launch(config: &AmpConfig, url: &str, prompt: &str) -> Result<Launch, LaunchError> {
-    let key = super::usable_key("AMP_API_KEY", &config.key)?;
+/// How `prompt` is run against the server that `way` leads to, without the tools in `disabled`.
+pub(super) fn launch(
+    config: &AmpConfig,
+    disabled: &BTreeSet<String>,
+    way: &Way,
+    prompt: &str,
+) -> Result<Launch, LaunchError> {
+    let (url, key) = (way.url.as_str(), super::usable_key("AMP_API_KEY", &way.key)?);
     // With its two quotation marks, which are part of the envelope.
     let encoded = serde_json::to_string(prompt).map_or(usize::MAX, |text| text.len() - 2);
     if encoded > MAX_PROMPT_JSON_BYTES {
         return Err(LaunchError::PromptTooLarge { agent: "amp", bytes: encoded, limit: MAX_PROMPT_JSON_BYTES });
     }
+    let disabled: Vec<&str> = FORBIDDEN_TOOLS.into_iter().chain(disabled.iter().map(String::as_str)).collect();
+    // MCP servers that a repository brings wait for an approval that nobody gives.
     let settings = json!({
         "amp.dangerouslyAllowAll": true,
         "amp.updates.mode": "disabled",
         "amp.git.commit.ampThread.enabled": false,
-        "amp.tools.disable": FORBIDDEN_TOOLS,
+        "amp.tools.disable": disabled,
     });
     let file = |path: &str, content: String| JobFile { path: path.into(), mode: 0o600, content: content.into() };
     let env: [(&str, SecretString); 5] = [

@@ -5,13 +5,14 @@
 //! - Left alone it tries a wrong key or a busy server ten times, over minutes; two tries are enough here.
 //! - SIGINT makes it end its tools and write a last `result`; SIGTERM ends it at once and leaves the tools running.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use secrecy::SecretString;
 
 use super::stream::StreamReader;
-use super::{GUIDANCE, Launch, LaunchError, StopProtocol, no_proxy};
+use super::{GUIDANCE, Launch, LaunchError, StopProtocol, Way, no_proxy};
 use crate::config::ClaudeConfig;
 use crate::sprites::Signal;
 
@@ -20,9 +21,14 @@ pub const VERSION: &str = "2.1.197";
 
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// How `prompt` is run against the API at `url`, as seen from the sprite.
-pub(super) fn launch(config: &ClaudeConfig, url: &str, prompt: &str) -> Result<Launch, LaunchError> {
-    let key = super::usable_key("ANTHROPIC_API_KEY", &config.key)?;
+/// How `prompt` is run against the API that `way` leads to, without the tools in `disabled`.
+pub(super) fn launch(
+    config: &ClaudeConfig,
+    disabled: &BTreeSet<String>,
+    way: &Way,
+    prompt: &str,
+) -> Result<Launch, LaunchError> {
+    let (url, key) = (way.url.as_str(), super::usable_key("ANTHROPIC_API_KEY", &way.key)?);
     let env: [(&str, SecretString); 7] = [
         ("ANTHROPIC_BASE_URL", url.into()),
         ("ANTHROPIC_API_KEY", key),
@@ -41,11 +47,18 @@ pub(super) fn launch(config: &ClaudeConfig, url: &str, prompt: &str) -> Result<L
         "stream-json",
         "--verbose",
         "--dangerously-skip-permissions",
+        // What a repository brings, such as hooks and MCP servers, is not trusted.
+        "--setting-sources",
+        "user",
+        "--strict-mcp-config",
         "--append-system-prompt",
         GUIDANCE,
     ]
     .map(str::to_owned)
     .into();
+    if !disabled.is_empty() {
+        argv.push(format!("--disallowedTools={}", disabled.iter().map(String::as_str).collect::<Vec<_>>().join(",")));
+    }
     if let Some(model) = &config.model {
         argv.extend(["--model".into(), model.clone()]);
     }

@@ -119,6 +119,10 @@ impl AgentReader for StreamReader {
         self.stderr.push(bytes);
     }
 
+    fn usage(&self) -> Option<Usage> {
+        self.run.usage.sum(self.run.ended.as_ref())
+    }
+
     fn finish(&mut self, status: u8) -> AgentResult {
         let run = &mut self.run;
         self.lines.finish(|line| run.line(line, &mut Vec::new()));

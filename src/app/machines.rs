@@ -1,6 +1,7 @@
 //! Where runners come from: the Sprites cloud, or the embedded host of this machine; and what they are built from.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +9,16 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::StartError;
+use super::{StartError, keys};
 use crate::agent::install;
-use crate::config::{AgentKind, AgentsConfig, Config, HostConfig, SpritesConfig};
+use crate::config::{self, AgentKind, AgentsConfig, Config, HostConfig, KeysAt, SpritesConfig};
 use crate::host::Host;
 use crate::runner::build::{BuildPlan, Fetch, Program};
 use crate::runner::claim::{self, Claim};
 use crate::sprites::http::{Deadlines, HttpSprites};
 use crate::sprites::{NetworkPolicy, Sprites as _, SpritesError};
+use crate::vault::VaultHandle;
+use crate::vault::scan::Secrets;
 use crate::world::World;
 
 /// Where the token of `janebot host` is kept, below the host's own folder.
@@ -27,22 +30,33 @@ pub struct Machines {
     /// How they are isolated, for receipts.
     pub isolation: &'static str,
     pub url: String,
+    /// What it is asked with.
+    token: SecretString,
     /// There unless the machines are elsewhere.
     host: Option<Host>,
 }
 
 impl Machines {
-    /// Connects to the configured machines; the embedded host is started, with a token that only this process knows.
+    /// Connects to the configured machines; the embedded host is started, with a token that only this process knows,
+    /// and told where the vault is.
     ///
     /// # Errors
     /// When this machine can't isolate as configured, or the settings of the API can't be used.
-    pub async fn connect(config: &Config, world: &World) -> Result<Self, StartError> {
+    pub async fn connect(config: &Config, vault: Option<SocketAddr>, world: &World) -> Result<Self, StartError> {
         match &config.sprites {
             SpritesConfig::Remote { url, token } => {
                 let sprites = client(url, token.clone())?;
-                Ok(Self { sprites, isolation: "microVM of the Sprites host", url: url.clone(), host: None })
+                let (isolation, url) = ("microVM of the Sprites host", url.clone());
+                Ok(Self { sprites, isolation, url, token: token.clone(), host: None })
             }
-            SpritesConfig::Embedded(host) => Self::serve(host, world.token(32).into(), world).await,
+            SpritesConfig::Embedded(host) => {
+                let mut host = host.clone();
+                match vault {
+                    Some(vault) => host.grants.iter_mut().for_each(|grant| grant.target = vault.to_string()),
+                    None => host.grants.clear(),
+                }
+                Self::serve(&host, world.token(32).into(), world).await
+            }
         }
     }
 
@@ -70,11 +84,12 @@ impl Machines {
     async fn serve(config: &HostConfig, token: SecretString, world: &World) -> Result<Self, StartError> {
         let exe = std::env::current_exe()
             .map_err(|error| StartError::Machines(format!("janebot does not find its own program ({error})")))?;
-        let host = Host::start(config.clone(), exe, token.clone(), world.clone())
+        let (config, kept) = (config.clone(), token.clone());
+        let host = Host::start(config, exe, token.clone(), world.clone())
             .await
             .map_err(|error| StartError::Machines(error.to_string()))?;
         let url = host.url();
-        Ok(Self { sprites: client(&url, token)?, isolation: host.isolation(), url, host: Some(host) })
+        Ok(Self { sprites: client(&url, token)?, isolation: host.isolation(), url, token: kept, host: Some(host) })
     }
 
     /// Sees whether the API answers and the runners are ours, so that whoever waits at a terminal is told at once.
@@ -131,30 +146,48 @@ pub fn agent_cache(config: &Config) -> PathBuf {
 }
 
 /// What runners are built from, as configured.
-pub fn plan(config: &Config, isolation: &str) -> BuildPlan {
-    let agents = config.agents.clone();
-    let (mut versions, mut urls, mut hosts) = (BTreeMap::new(), BTreeMap::new(), config.pool.extra_hosts.clone());
+pub fn plan(config: &Config, machines: &Machines, vault: Option<&VaultHandle>) -> BuildPlan {
+    let (access, agents) = keys::access(config, vault);
+    let isolation = machines.isolation;
+    let mut versions = BTreeMap::new();
+    let mut hosts = config.extra_hosts();
     let mut warnings = Vec::new();
     if isolation == "none" {
         warnings.push("no isolation: the agent's programs run as this user on this machine".to_owned());
     }
     if let Some(amp) = &agents.amp {
         versions.insert(AgentKind::Amp, version(&amp.version, amp.path.as_deref()));
-        urls.insert(AgentKind::Amp, amp.url_in_sprite().to_owned());
-        hosts.extend(amp.hosts_needed());
     }
     if let Some(claude) = &agents.claude {
         versions.insert(AgentKind::Claude, version(&claude.version, claude.path.as_deref()));
-        urls.insert(AgentKind::Claude, claude.url_in_sprite().to_owned());
-        hosts.extend(claude.hosts_needed());
     }
     if !versions.is_empty() {
-        warnings.push(
-            "the agent's API key is in the sprite while it runs, where the agent's programs can read it".to_owned(),
-        );
+        match config.vault.keys {
+            KeysAt::Vault | KeysAt::Loopback | KeysAt::Public(_) => hosts.extend(config.vault.host()),
+            KeysAt::Sprite => {
+                hosts.extend(agents.hosts_needed());
+                warnings.push(config::KEY_IN_SPRITE.into());
+            }
+        }
     }
     let fetch = fetch(agents.clone(), agent_cache(config));
-    BuildPlan::new(agents, NetworkPolicy::allow(hosts), versions, urls, isolation.to_owned(), warnings, fetch)
+    let policy = NetworkPolicy::allow(hosts);
+    let mut plan = BuildPlan::new(agents, policy, versions, access, isolation.to_owned(), warnings, fetch);
+    plan.limits = config.limits;
+    plan.network = config.network.clone();
+    plan.secrets = secrets(config, &machines.token);
+    plan
+}
+
+/// What no answer may hold.
+fn secrets(config: &Config, token: &SecretString) -> Secrets {
+    let mut all = config.secrets.clone();
+    all.push(("the token of the sprite host", token.clone()));
+    let (secrets, short) = Secrets::new(&all);
+    for name in short {
+        tracing::warn!("{name} is too short to be looked for in answers: use a longer one");
+    }
+    secrets
 }
 
 /// The pinned version, or for the operator's own file what tells it from another one.

@@ -442,6 +442,11 @@ pub fn progress_key(job: &JobId) -> String {
     format!("{job}/progress")
 }
 
+/// Whether a message with this key tells how a job goes.
+pub fn is_progress(key: &str) -> bool {
+    key.ends_with("/progress")
+}
+
 fn journal_failed(error: &journal::JournalError) -> Answer {
     tracing::warn!(%error, "the outbox waits for the journal");
     Answer::JournalFailed

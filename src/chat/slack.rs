@@ -37,8 +37,7 @@ use speech::Speech;
 /// Slack, as configured.
 pub struct Slack {
     config: SlackConfig,
-    /// Or why there is no way to Slack from this machine.
-    ways: Result<Ways, String>,
+    ways: Ways,
 }
 
 /// The two tokens at work.
@@ -51,8 +50,10 @@ struct Ways {
 }
 
 impl Slack {
-    pub fn new(config: &SlackConfig) -> Self {
-        Self { config: config.clone(), ways: Ways::of(config) }
+    /// # Errors
+    /// When there is no way to Slack from this machine; a sentence.
+    pub fn new(config: &SlackConfig) -> Result<Self, String> {
+        Ok(Self { config: config.clone(), ways: Ways::of(config)? })
     }
 }
 
@@ -71,16 +72,11 @@ impl Adapter for Slack {
     }
 
     fn join(&self, chats: Chats) -> Chats {
-        match &self.ways {
-            Ok(ways) => chats.with("slack", ways.speech.clone()),
-            Err(_) => chats,
-        }
+        chats.with("slack", self.ways.speech.clone())
     }
 
     fn start(self: Box<Self>, front: Front) -> Started {
-        if let Ok(ways) = &self.ways {
-            ways.speech.keep_in(front.keep.clone());
-        }
+        self.ways.speech.keep_in(front.keep.clone());
         let gate = Gate::new(front.world.clone());
         let routes = match &self.config.signing_secret {
             Some(secret) => routes::router(gate.clone(), secret.clone()),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::AgentKind;
 use super::value::{self, DatabaseUrl};
+use super::{AgentKind, Preset};
 
 /// What people are told about a setting.
 pub(super) struct About {
@@ -57,6 +57,8 @@ const MAX_WEIGHT: u64 = 100;
 const MAX_SLACK_CONNECTIONS: u64 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More tokens than any provider sells in a day.
+const MAX_TOKENS: u64 = 1_000_000_000_000;
 const MIB: u64 = 1024 * 1024;
 const TIB: u64 = 1024 * 1024 * MIB;
 
@@ -133,6 +135,27 @@ keys! {
     CLAUDE_PATH: PathBuf = value::file, "absolute path", Nothing, "/usr/local/bin/claude",
         "A claude program on this machine, used instead of the npm package.";
 
+    AGENT_DISABLED_TOOLS: BTreeSet<String> = value::tools, "list of tool names", Nothing, "WebFetch,mcp__*",
+        "Tools that agents may not use, by their own names for them.";
+
+    PUBLIC_URL: String = value::public_url, "URL without a path", Nothing, "https://jane.example.com",
+        "Where sprites of the Sprites cloud reach the vault, which keeps the agents' keys: TLS ends before \
+         `VAULT_LISTEN`.";
+    VAULT_LISTEN: SocketAddr = value::address, "address with port",
+        Derived("127.0.0.1 with a free port; 127.0.0.1:8320 where another process must know it"), "127.0.0.1:8320",
+        "Where the vault listens. Other than loopback only with `PUBLIC_URL`.";
+    ALLOW_KEY_IN_SPRITE: bool = value::flag, "true or false", Value("false"), "true",
+        "Puts the agents' keys into sprites of the Sprites cloud, where programs can read them, when there is no \
+         `PUBLIC_URL`.";
+    MAX_TURNS_PER_JOB: u64 = |text| value::count(text, 1, 100_000), "number, 1 to 100000", Nothing, "50",
+        "Calls of the model that one job may make.";
+    MAX_TOKENS_PER_JOB: u64 = |text| value::count(text, 1, MAX_TOKENS), "number, 1 to 10^12", Nothing, "2000000",
+        "Tokens, input and output together, that one job may use.";
+    MAX_JOBS_PER_USER_DAY: u64 = |text| value::count(text, 1, 1_000_000), "number, 1 to 1000000", Nothing, "100",
+        "Jobs that one person may start within 24 hours.";
+    MAX_TOKENS_PER_USER_DAY: u64 = |text| value::count(text, 1, MAX_TOKENS), "number, 1 to 10^12", Nothing, "20000000",
+        "Tokens that one person's jobs may use within 24 hours.";
+
     DATA_DIR: PathBuf = value::path, "absolute path",
         Derived("$XDG_STATE_HOME/janebot, else ~/.local/state/janebot"), "/var/lib/janebot",
         "Journal, embedded host's sprites, installed agents.";
@@ -175,6 +198,32 @@ keys! {
         "Lets everybody who can write to Jane in a chat use her, listed or not.";
     EXTRA_ALLOWED_HOSTS: BTreeSet<String> = value::hosts, "list of host names", Nothing, "github.com,*.crates.io",
         "Names that sprites may reach beside the agents' own; `*.name` for all names below one.";
+    NETWORK_PRESETS: BTreeSet<Preset> = value::presets, "list of amp-direct, packages", Nothing, "packages",
+        "Lists of names that sprites may reach: `packages` for the usual registries, `amp-direct` for what the first Jane \
+         allowed.";
+    CHANNEL_ALLOWED_HOSTS: BTreeMap<String, BTreeSet<String>> = value::channel_hosts, "list of id=host name", Nothing,
+        "C024BE91L=git.example.com", "Names that jobs of one channel may reach beside all others'.";
+
+    DISCORD_TOKEN: SecretString = value::secret, "secret", Nothing, "your-discord-bot-token",
+        "Token of the Discord bot; turns Discord on. `deploy/discord.md` tells how to get one.";
+    DISCORD_GUILD_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000000",
+        "Discord servers in which Jane listens; all that have invited her when not set. Who may ask is said elsewhere.";
+    DISCORD_ROLE_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000001",
+        "Discord roles whose members may ask, beside `ALLOWED_USER_IDS`. A role has no meaning in a direct message.";
+    DISCORD_BOT_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "1180000000000000002",
+        "Other Discord bots that may ask, and then only by mentioning Jane; all others are ignored.";
+    DISCORD_MESSAGE_CONTENT: bool = value::flag, "true or false", Value("false"), "true",
+        "Asks Discord for the text of messages that do not mention Jane. To be switched on in the developer portal, too.";
+    DISCORD_FOLLOW_UPS: bool = value::flag, "true or false", Value("true"), "false",
+        "In a thread that Jane opened, a message needs no mention. Takes effect with `DISCORD_MESSAGE_CONTENT=true`.";
+    DISCORD_CANARY_CHANNEL: String = value::id, "channel id", Nothing, "1180000000000000003",
+        "A Discord channel in which Jane posts a marked message now and then, to prove that she still hears.";
+    DISCORD_CANARY_EVERY: Duration = |text| value::span(text, SECOND, DAY), "time, 1s to 24h", Value("5m"), "15m",
+        "How often the marked message is posted.";
+    DISCORD_GATEWAY_URL: String = value::gateway_url, "URL, wss or ws", Nothing, "ws://127.0.0.1:9001",
+        "A gateway in place of Discord's own, for tests and proxies. Plain ws only to this machine.";
+    DISCORD_API_PROXY: String = value::loopback_name, "loopback host:port", Nothing, "127.0.0.1:9002",
+        "A server on this machine that takes Discord's REST requests over plain http, for tests and proxies.";
 
     SLACK_BOT_TOKEN: SecretString = value::secret, "secret", Nothing, "xoxb-...",
         "Bot token of the Slack app; turns Slack on. deploy/slack.md shows how to get it.";

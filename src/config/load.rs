@@ -9,9 +9,10 @@ use secrecy::ExposeSecret as _;
 use super::keys::{self, Key};
 use super::reach::{self, Sprites};
 use super::source::{ConfigErrors, Source};
+use super::vault;
 use super::{
-    AccessConfig, AgentKind, AgentsConfig, AmpConfig, ClaudeConfig, Config, Grant, HostConfig, Isolation, Limits,
-    PoolConfig, SharingConfig, SlackConfig, SpritesConfig,
+    AccessConfig, AgentKind, AgentsConfig, AmpConfig, CanaryConfig, ClaudeConfig, Config, DiscordConfig, HostConfig,
+    Isolation, KeysAt, Limits, PoolConfig, SharingConfig, SlackConfig, SpritesConfig, Vouched,
 };
 
 impl Config {
@@ -48,7 +49,9 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         channels: source.get(&keys::ALLOWED_CHANNEL_IDS).unwrap_or_default(),
         admins: source.get(&keys::ADMIN_USER_IDS).unwrap_or_default(),
         everyone: source.get(&keys::ALLOW_EVERYONE).unwrap_or_default(),
+        vouched: Vouched::default(),
     };
+    let discord = discord(source);
     let slack = slack(source);
     if slack.is_some() && access.users.is_empty() && access.channels.is_empty() && !access.everyone {
         let problem = "nobody in Slack may ask: name people here or channels in ALLOWED_CHANNEL_IDS, or set \
@@ -74,10 +77,15 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
     let place = match (&token, &api_url, isolation) {
         (Some(_), Some(url), _) => Sprites::at(url),
         (_, _, Some(Isolation::Off)) => Sprites::WithoutWalls,
-        _ => Sprites::OnThisMachine,
+        _ => Sprites::InThisProcess,
     };
-    let mut grants = Vec::new();
-    let agents = agents(source, place, &mut grants);
+    let has_keys = [&keys::AMP_API_KEY, &keys::ANTHROPIC_API_KEY].iter().any(|key| source.is_set(&key.about));
+    let vaults_listen = source.get(&keys::VAULT_LISTEN);
+    let vault = vault::vault(source, place, vaults_listen, has_keys);
+    let agents = agents(source, vault.as_ref().map_or(&KeysAt::Vault, |vault| &vault.keys));
+    let (network, usage) = (vault::network(source), vault::limits(source));
+    let vaults_address = vault::known_address(vaults_listen);
+    let secrets = source.secrets();
 
     let data_dir = data_dir?;
     let sprites = match token {
@@ -87,7 +95,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
             listen: listen?,
             rootfs,
             isolation: isolation?,
-            grants,
+            grants: vec![reach::grant(vaults_address)],
             limits: limits?,
         }),
     };
@@ -97,12 +105,42 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         pool: pool?,
         agents: agents?,
         access,
+        vault: vault?,
+        network,
+        limits: usage,
+        secrets,
+        discord,
         slack,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
         admin_listen: admin_listen?,
         data_dir,
         journal_path,
+    })
+}
+
+/// `None` without a token, or after a complaint.
+fn discord(source: &mut Source) -> Option<DiscordConfig> {
+    let guilds = source.get(&keys::DISCORD_GUILD_IDS).unwrap_or_default();
+    let roles = source.get(&keys::DISCORD_ROLE_IDS).unwrap_or_default();
+    let bots = source.get(&keys::DISCORD_BOT_IDS).unwrap_or_default();
+    let message_content = source.get(&keys::DISCORD_MESSAGE_CONTENT);
+    let follow_ups = source.get(&keys::DISCORD_FOLLOW_UPS);
+    let channel = source.get(&keys::DISCORD_CANARY_CHANNEL);
+    let every = source.get(&keys::DISCORD_CANARY_EVERY);
+    let gateway_url = source.get(&keys::DISCORD_GATEWAY_URL);
+    let api_proxy = source.get(&keys::DISCORD_API_PROXY);
+    let token = source.get(&keys::DISCORD_TOKEN)?;
+    Some(DiscordConfig {
+        token,
+        guilds,
+        roles,
+        bots,
+        message_content: message_content?,
+        follow_ups: follow_ups?,
+        canary: channel.zip(every).map(|(channel, every)| CanaryConfig { channel, every }),
+        gateway_url,
+        api_proxy,
     })
 }
 
@@ -212,10 +250,11 @@ fn slack(source: &mut Source) -> Option<SlackConfig> {
     })
 }
 
-fn agents(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<AgentsConfig> {
+fn agents(source: &mut Source, keys_at: &KeysAt) -> Option<AgentsConfig> {
     let chosen = source.get(&keys::AGENT);
-    let amp = amp(source, place, grants);
-    let claude = claude(source, place, grants);
+    let amp = amp(source, keys_at);
+    let claude = claude(source, keys_at);
+    let disabled_tools = source.get(&keys::AGENT_DISABLED_TOOLS).unwrap_or_default();
     for (agent, key) in [(AgentKind::Amp, &keys::AMP_API_KEY), (AgentKind::Claude, &keys::ANTHROPIC_API_KEY)] {
         if chosen == Some(agent) && !source.is_set(&key.about) {
             let problem = format!("{} needs a key: set {}, or choose another agent", agent.name(), key.about.name);
@@ -227,46 +266,25 @@ fn agents(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Optio
         (None, Some(_)) => AgentKind::Claude,
         (None, None) => AgentKind::Shell,
     };
-    Some(AgentsConfig { default: chosen.unwrap_or(first), amp, claude })
+    Some(AgentsConfig { default: chosen.unwrap_or(first), amp, claude, disabled_tools })
 }
 
-fn amp(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<AmpConfig> {
+fn amp(source: &mut Source, keys_at: &KeysAt) -> Option<AmpConfig> {
     let url = source.get(&keys::AMP_URL);
     let mode = source.get(&keys::AGENT_MODE);
     let version = source.get(&keys::AMP_VERSION);
     let path = source.get(&keys::AMP_PATH);
     let key = source.get(&keys::AMP_API_KEY)?;
-    let url = server(source, &keys::AMP_URL, url?, reach::AMP_NAME, place, grants);
+    let url = url.filter(|url| vault::check_server(source, &keys::AMP_URL, url, keys_at));
     Some(AmpConfig { key, url: url?, mode: mode?, version: version?, path })
 }
 
-fn claude(source: &mut Source, place: Sprites, grants: &mut Vec<Grant>) -> Option<ClaudeConfig> {
+fn claude(source: &mut Source, keys_at: &KeysAt) -> Option<ClaudeConfig> {
     let url = source.get(&keys::ANTHROPIC_BASE_URL);
     let model = source.get(&keys::CLAUDE_MODEL);
     let version = source.get(&keys::CLAUDE_VERSION);
     let path = source.get(&keys::CLAUDE_PATH);
     let key = source.get(&keys::ANTHROPIC_API_KEY)?;
-    let url = server(source, &keys::ANTHROPIC_BASE_URL, url?, reach::ANTHROPIC_NAME, place, grants);
+    let url = url.filter(|url| vault::check_server(source, &keys::ANTHROPIC_BASE_URL, url, keys_at));
     Some(ClaudeConfig { key, url: url?, model, version: version?, path })
-}
-
-/// The URL of an agent's server as a sprite uses it.
-fn server(
-    source: &mut Source,
-    key: &Key<String>,
-    url: String,
-    name: &str,
-    place: Sprites,
-    grants: &mut Vec<Grant>,
-) -> Option<String> {
-    match reach::from_sprite(&url, name, place) {
-        Ok((url, grant)) => {
-            grants.extend(grant);
-            Some(url)
-        }
-        Err(problem) => {
-            source.complain(&key.about, problem.into());
-            None
-        }
-    }
 }

@@ -5,18 +5,17 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Grant, Isolation, SpritesConfig};
+use super::{Config, DiscordConfig, Isolation, KeysAt, Preset, SpritesConfig};
 
 impl Config {
     /// Name and value of each setting in use.
     pub fn effective(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         let mut line = |name, value: String| lines.push((name, value));
-        let grants: &[Grant] = match &self.sprites {
+        match &self.sprites {
             SpritesConfig::Remote { url, .. } => {
                 line("SPRITES_TOKEN", set());
                 line("SPRITES_API_URL", url.clone());
-                &[]
             }
             SpritesConfig::Embedded(host) => {
                 line("SPRITES_TOKEN", "not set: sprites run on this machine".into());
@@ -33,9 +32,8 @@ impl Config {
                 line("HOST_MEMORY", bytes(host.limits.memory));
                 line("HOST_DISK", bytes(host.limits.disk));
                 line("HOST_PROCESSES", host.limits.processes.to_string());
-                &host.grants
             }
-        };
+        }
         line("RUNNERS", self.pool.runners.to_string());
         line("RUNNER_PREFIX", self.pool.prefix.clone());
         line("AGENT", self.agents.default.name().into());
@@ -43,7 +41,7 @@ impl Config {
             None => line("AMP_API_KEY", "not set: amp is off".into()),
             Some(amp) => {
                 line("AMP_API_KEY", set());
-                line("AMP_URL", server(amp.url_in_sprite(), grants));
+                line("AMP_URL", amp.url.clone());
                 line("AGENT_MODE", amp.mode.clone());
                 match &amp.path {
                     Some(program) => line("AMP_PATH", path(program)),
@@ -55,7 +53,7 @@ impl Config {
             None => line("ANTHROPIC_API_KEY", "not set: claude is off".into()),
             Some(claude) => {
                 line("ANTHROPIC_API_KEY", set());
-                line("ANTHROPIC_BASE_URL", server(claude.url_in_sprite(), grants));
+                line("ANTHROPIC_BASE_URL", claude.url.clone());
                 line("CLAUDE_MODEL", claude.model.clone().unwrap_or_else(|| "claude's own choice".into()));
                 match &claude.path {
                     Some(program) => line("CLAUDE_PATH", path(program)),
@@ -63,6 +61,24 @@ impl Config {
                 }
             }
         }
+        line("AGENT_DISABLED_TOOLS", list(&self.agents.disabled_tools));
+        line("VAULT_LISTEN", self.vault.listen.to_string());
+        match &self.vault.keys {
+            KeysAt::Public(url) => line("PUBLIC_URL", url.clone()),
+            KeysAt::Vault | KeysAt::Loopback | KeysAt::Sprite => line("PUBLIC_URL", "not in use".into()),
+        }
+        line(
+            "ALLOW_KEY_IN_SPRITE",
+            match &self.vault.keys {
+                KeysAt::Sprite => "true: programs in sprites can read the agents' keys".into(),
+                KeysAt::Vault | KeysAt::Loopback | KeysAt::Public(_) => "not in use: the vault keeps the keys".into(),
+            },
+        );
+        let limits = &self.limits;
+        line("MAX_TURNS_PER_JOB", limit(limits.turns_per_job));
+        line("MAX_TOKENS_PER_JOB", limit(limits.tokens_per_job));
+        line("MAX_JOBS_PER_USER_DAY", limit(limits.jobs_per_day));
+        line("MAX_TOKENS_PER_USER_DAY", limit(limits.tokens_per_day));
         line("EXEC_TIMEOUT", time(self.pool.run_timeout));
         line("QUEUE_TIMEOUT", time(self.pool.queue_timeout));
         line("MAX_QUEUE", self.pool.max_queue.to_string());
@@ -78,6 +94,10 @@ impl Config {
         line("ALLOWED_USER_IDS", list(&self.access.users));
         line("ALLOWED_CHANNEL_IDS", list(&self.access.channels));
         line("ADMIN_USER_IDS", list(&self.access.admins));
+        match &self.discord {
+            None => line("DISCORD_TOKEN", "not set: Discord is off".into()),
+            Some(discord) => discord_lines(discord, &mut line),
+        }
         line("ALLOW_EVERYONE", self.access.everyone.to_string());
         match &self.slack {
             None => line("SLACK_BOT_TOKEN", "not set: Slack is off".into()),
@@ -94,6 +114,14 @@ impl Config {
             }
         }
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
+        line(
+            "NETWORK_PRESETS",
+            list(&self.network.presets.iter().map(|preset: &Preset| preset.name().into()).collect()),
+        );
+        let hosts = |(id, hosts): (&String, &BTreeSet<String>)| {
+            hosts.iter().map(|host| format!("{id}={host}")).collect::<Vec<_>>()
+        };
+        line("CHANNEL_ALLOWED_HOSTS", list(&self.network.channels.iter().flat_map(hosts).collect()));
         line("ADMIN_LISTEN", self.admin_listen.to_string());
         line("DATA_DIR", path(&self.data_dir));
         line("DATABASE_URL", format!("sqlite://{}", self.journal_path.display()));
@@ -104,6 +132,32 @@ impl Config {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.effective().iter().try_for_each(|(name, value)| writeln!(f, "{name}={value}"))
+    }
+}
+
+fn limit(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "none".into(), |limit| limit.to_string())
+}
+
+fn discord_lines(discord: &DiscordConfig, line: &mut impl FnMut(&'static str, String)) {
+    line("DISCORD_TOKEN", set());
+    line(
+        "DISCORD_GUILD_IDS",
+        if discord.guilds.is_empty() { "not set: all servers".into() } else { list(&discord.guilds) },
+    );
+    line("DISCORD_ROLE_IDS", list(&discord.roles));
+    line("DISCORD_BOT_IDS", list(&discord.bots));
+    line("DISCORD_MESSAGE_CONTENT", discord.message_content.to_string());
+    line("DISCORD_FOLLOW_UPS", discord.follow_ups.to_string());
+    if let Some(canary) = &discord.canary {
+        line("DISCORD_CANARY_CHANNEL", canary.channel.clone());
+        line("DISCORD_CANARY_EVERY", time(canary.every));
+    }
+    if let Some(url) = &discord.gateway_url {
+        line("DISCORD_GATEWAY_URL", url.clone());
+    }
+    if let Some(proxy) = &discord.api_proxy {
+        line("DISCORD_API_PROXY", proxy.clone());
     }
 }
 
@@ -125,13 +179,6 @@ fn list(items: &BTreeSet<String>) -> String {
 
 fn weights(weights: &BTreeMap<String, usize>) -> String {
     list(&weights.iter().map(|(id, weight)| format!("{id}={weight}")).collect())
-}
-
-/// The URL, and where it leads when its name exists in sprites only.
-fn server(url: &str, grants: &[Grant]) -> String {
-    let grant =
-        grants.iter().find(|grant| url.strip_prefix("http://").is_some_and(|rest| rest.starts_with(&grant.name)));
-    grant.map_or_else(|| url.to_owned(), |grant| format!("{url} (in sprites only; leads to {})", grant.target))
 }
 
 /// In the largest unit that leaves no remainder.

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use secrecy::SecretString;
+
 use super::keys::{self, About, JANEBOT_CONFIG, Key};
 
 /// A settings file is a page of text; anything larger is some other file.
@@ -157,6 +159,12 @@ impl Source {
             };
         };
         (key.parse)(&setting.text).map_err(|problem| self.complain(&key.about, problem)).ok()
+    }
+
+    /// Every secret that is set, with its setting's name.
+    pub fn secrets(&self) -> Vec<(&'static str, SecretString)> {
+        let secrets = keys::ALL.into_iter().filter(|about| about.secret);
+        secrets.filter_map(|about| Some((about.name, self.settings.get(about.name)?.text.as_str().into()))).collect()
     }
 
     /// Whether it is set, rightly or wrongly.

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
 use super::keys::{self, Unset};
-use super::{AgentKind, Config, ConfigErrors, Grant, HostConfig, Isolation, Limits, Origin, SpritesConfig, reference};
+use super::{
+    AgentKind, Config, ConfigErrors, Grant, HostConfig, Isolation, KeysAt, Limits, Origin, Preset, SpritesConfig,
+    UsageLimits, VaultConfig, reference,
+};
 use crate::job::{ChannelId, RequesterId};
 
 fn env(settings: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -43,7 +46,7 @@ fn without_settings_everything_has_its_default() {
     assert_eq!(host(&config).state_dir, Path::new("/home/jane/.local/state/janebot/host"));
     assert_eq!(host(&config).limits, Limits::default());
     assert_eq!(host(&config).isolation, Isolation::Full);
-    assert!(host(&config).grants.is_empty() && host(&config).rootfs.is_none());
+    assert!(host(&config).rootfs.is_none() && config.limits == UsageLimits::default());
     assert!(host(&config).listen.ip().is_loopback());
     assert_eq!((config.pool.runners, config.pool.max_queue), (2, 1000));
     assert_eq!(config.pool.prefix, "jane-runner");
@@ -79,7 +82,8 @@ fn every_example_is_a_right_value() {
             _ if about.secret => "k3y",
             _ => about.example,
         };
-        let mut settings = vec![("SPRITES_TOKEN", "t0ken"), ("ANTHROPIC_API_KEY", "k3y")];
+        let mut settings =
+            vec![("SPRITES_TOKEN", "t0ken"), ("ANTHROPIC_API_KEY", "k3y"), ("ALLOW_KEY_IN_SPRITE", "true")];
         if about.name.starts_with("SLACK_") {
             settings.extend([("SLACK_BOT_TOKEN", "k3y"), ("SLACK_APP_TOKEN", "k3y"), ("ALLOW_EVERYONE", "true")]);
         }
@@ -109,6 +113,10 @@ fn good_values_are_read() {
         ("CHANNEL_WEIGHTS", "C1=3, C2=1"),
         ("URGENT_USER_IDS", "U9"),
         ("CLAUDE_MODEL", "claude-opus-4-8[1m]"),
+        ("PUBLIC_URL", "https://jane.example.com/"),
+        ("NETWORK_PRESETS", "packages, amp-direct"),
+        ("MAX_TOKENS_PER_JOB", "2000000"),
+        ("AGENT_DISABLED_TOOLS", "WebFetch,mcp__*"),
     ])
     .unwrap();
     let SpritesConfig::Remote { url, token } = &config.sprites else { panic!("expected the cloud") };
@@ -125,9 +133,11 @@ fn good_values_are_read() {
     assert_eq!(config.pool.extra_hosts, BTreeSet::from(["github.com".to_owned(), "*.crates.io".to_owned()]));
     assert_eq!(config.journal_path, Path::new("/srv/j.sqlite"));
     let claude = config.agents.claude.unwrap();
-    assert_eq!(claude.url_in_sprite(), "https://gateway.example.com/anthropic");
-    assert_eq!(claude.hosts_needed(), ["gateway.example.com"]);
-    assert_eq!(config.agents.amp.unwrap().hosts_needed(), ["ampcode.com"]);
+    assert_eq!(claude.url, "https://gateway.example.com/anthropic");
+    assert_eq!(config.vault.keys, KeysAt::Public("https://jane.example.com".into()));
+    assert_eq!(config.network.presets, BTreeSet::from(Preset::ALL));
+    let limits = UsageLimits { tokens_per_job: Some(2_000_000), ..UsageLimits::default() };
+    assert_eq!((config.limits, config.agents.disabled_tools.len()), (limits, 2));
 }
 
 #[test]
@@ -188,6 +198,14 @@ fn bad_values_are_named_with_what_is_wrong() {
         ("AMP_URL", "https://ampcode.com/api", "path"),
         ("AMP_URL", "https://jane:pw@ampcode.com", "user name or password"),
         ("AMP_URL", "https://ampcode.com?a=b", "`?`"),
+        ("PUBLIC_URL", "http://jane.example.com", "plain http"),
+        ("PUBLIC_URL", "https://jane.example.com/vault", "path"),
+        ("VAULT_LISTEN", "8320", "with a port"),
+        ("NETWORK_PRESETS", "defaults", "amp-direct, packages"),
+        ("CHANNEL_ALLOWED_HOSTS", "C1", "id=host"),
+        ("CHANNEL_ALLOWED_HOSTS", "C1=a.com,C2=*", "item 2"),
+        ("AGENT_DISABLED_TOOLS", "a b", "not a tool"),
+        ("MAX_TOKENS_PER_JOB", "0", "not between"),
         ("HOST_LISTEN", "0.0.0.0:80", "not a loopback"),
         ("HOST_LISTEN", "127.0.0.1", "with a port"),
         ("HOST_MEMORY", "2", "no unit"),
@@ -339,7 +357,7 @@ fn the_first_agent_with_a_key_is_the_default() {
 }
 
 #[test]
-fn a_server_of_this_network_is_reached_by_a_granted_name() {
+fn sprites_of_this_machine_reach_the_vault_by_a_name_and_never_the_agents_servers() {
     let config = load(&[
         ("AMP_API_KEY", "amp-k3y"),
         ("AMP_URL", "http://127.0.0.1:8317/"),
@@ -347,55 +365,69 @@ fn a_server_of_this_network_is_reached_by_a_granted_name() {
         ("ANTHROPIC_BASE_URL", "http://gateway.corp/anthropic"),
     ])
     .unwrap();
-    let grant = |name: &str, target: &str| Grant { name: name.into(), target: target.into() };
-    let expected =
-        [grant("amp.janebot.internal", "127.0.0.1:8317"), grant("anthropic.janebot.internal", "gateway.corp:80")];
-    assert_eq!(host(&config).grants, expected);
     let (amp, claude) = (config.agents.amp.as_ref().unwrap(), config.agents.claude.as_ref().unwrap());
-    assert_eq!(amp.url_in_sprite(), "http://amp.janebot.internal");
-    assert_eq!(amp.hosts_needed(), ["amp.janebot.internal"]);
-    assert_eq!(claude.url_in_sprite(), "http://anthropic.janebot.internal/anthropic");
-    assert_eq!(claude.hosts_needed(), ["anthropic.janebot.internal"]);
-    let shown = config.to_string();
-    assert!(
-        shown.contains("AMP_URL=http://amp.janebot.internal (in sprites only; leads to 127.0.0.1:8317)"),
-        "{shown}"
-    );
-
-    let ipv6 = load(&[("AMP_API_KEY", "amp-k3y"), ("AMP_URL", "http://[::1]:8317")]).unwrap();
-    assert_eq!(host(&ipv6).grants, [grant("amp.janebot.internal", "[::1]:8317")]);
+    assert_eq!((amp.url.as_str(), claude.url.as_str()), ("http://127.0.0.1:8317", "http://gateway.corp/anthropic"));
+    assert_eq!(config.vault, VaultConfig { listen: "127.0.0.1:0".parse().unwrap(), keys: KeysAt::Vault });
+    assert_eq!(config.vault.host().as_deref(), Some("vault.janebot.internal"));
+    let bound = "127.0.0.1:4711".parse().unwrap();
+    assert_eq!(config.vault.url(bound).as_deref(), Some("http://vault.janebot.internal"));
+    let grants = |settings: &[(&str, &str)]| host(&load(settings).unwrap()).grants.clone();
+    let grant = |target: &str| [Grant { name: "vault.janebot.internal".into(), target: target.into() }];
+    // For a `janebot host`; a service puts its vault's own address there.
+    assert_eq!(grants(&[]), grant("127.0.0.1:8320"));
+    assert_eq!(grants(&[("VAULT_LISTEN", "127.0.0.1:9001")]), grant("127.0.0.1:9001"));
 }
 
 #[test]
-fn a_server_without_its_agents_key_gets_no_grant() {
-    let config = load(&[("AMP_URL", "http://127.0.0.1:8317")]).unwrap();
-    assert!(host(&config).grants.is_empty());
+fn without_isolation_programs_reach_the_vault_as_it_is() {
+    let config = load(&[("AMP_API_KEY", "amp-k3y"), ("ALLOW_LOCAL_EXECUTION", "true")]).unwrap();
+    let bound = "127.0.0.1:4711".parse().unwrap();
+    assert_eq!(config.vault.url(bound).as_deref(), Some("http://127.0.0.1:4711"));
+    assert_eq!(config.vault.host(), None);
 }
 
 #[test]
-fn without_isolation_programs_reach_the_server_as_it_is() {
-    let config =
-        load(&[("AMP_API_KEY", "amp-k3y"), ("AMP_URL", "http://127.0.0.1:8317"), ("ALLOW_LOCAL_EXECUTION", "true")])
-            .unwrap();
-    let amp = config.agents.amp.as_ref().unwrap();
-    assert_eq!(amp.url_in_sprite(), "http://127.0.0.1:8317");
-    assert!(amp.hosts_needed().is_empty() && host(&config).grants.is_empty());
+fn in_the_cloud_the_vault_is_public_or_the_keys_are_in_the_sprites_by_choice() {
+    let key = ("AMP_API_KEY", "amp-k3y");
+    let cloud = |more: &[(&str, &str)]| load(&[&[("SPRITES_TOKEN", "t0ken")], more].concat());
+    let refused = cloud(&[key]).expect_err("keys have no place").to_string();
+    assert!(refused.contains("PUBLIC_URL (not set)") && refused.contains("ALLOW_KEY_IN_SPRITE=true"), "{refused}");
+    assert_eq!(cloud(&[]).unwrap().vault.keys, KeysAt::Sprite, "without a key there is nothing to decide");
+    let public = cloud(&[key, ("PUBLIC_URL", "https://jane.example.com")]).unwrap().vault;
+    let risky = load(&[("NETWORK_PRESETS", "amp-direct"), ("CHANNEL_ALLOWED_HOSTS", "C1=github.com")]).unwrap();
+    assert_eq!(risky.warnings().len(), Preset::AmpDirect.hosts().len() + 1);
+    assert!(load(&[("NETWORK_PRESETS", "packages"), key]).unwrap().warnings().is_empty());
+    assert_eq!(public.listen, "127.0.0.1:8320".parse().unwrap());
+    assert_eq!(public.host().as_deref(), Some("jane.example.com"));
+    assert_eq!(public.url(public.listen).as_deref(), Some("https://jane.example.com"));
+    let open = cloud(&[key, ("ALLOW_KEY_IN_SPRITE", "true")]).unwrap();
+    assert!(open.warnings().iter().any(|warning| warning.contains("key is in the sprite")), "{:?}", open.warnings());
+    assert_eq!((open.vault.keys, open.agents.hosts_needed()), (KeysAt::Sprite, vec!["ampcode.com".to_owned()]));
+    let both = cloud(&[key, ("ALLOW_KEY_IN_SPRITE", "true"), ("PUBLIC_URL", "https://jane.example.com")]).unwrap();
+    assert_eq!(both.vault.keys, KeysAt::Public("https://jane.example.com".into()), "the safer one");
 }
 
 #[test]
 fn what_a_sprite_can_t_reach_is_refused() {
     let cloud = ("SPRITES_TOKEN", "t0ken");
-    let table: [(&[(&str, &str)], &str); 5] = [
-        (&[("AMP_URL", "https://10.1.2.3")], "https to an address of this network"),
-        (&[("AMP_URL", "https://localhost:8443")], "https to an address of this network"),
-        (&[("AMP_URL", "http://192.168.1.2:80"), cloud], "cloud can't reach"),
-        (&[("AMP_URL", "https://127.0.0.1"), cloud], "cloud can't reach"),
-        (&[("AMP_URL", "http://amp.example.com"), cloud], "plain http"),
+    let open = ("ALLOW_KEY_IN_SPRITE", "true");
+    type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+    let table: [Row; 6] = [
+        (&[("AMP_URL", "http://192.168.1.2:80"), cloud, open], "AMP_URL", "cloud can't reach"),
+        (&[("AMP_URL", "https://127.0.0.1"), cloud, open], "AMP_URL", "cloud can't reach"),
+        (&[("AMP_URL", "http://amp.example.com"), cloud, open], "AMP_URL", "plain http"),
+        (&[("VAULT_LISTEN", "0.0.0.0:8320")], "VAULT_LISTEN", "not a loopback address"),
+        (
+            &[("VAULT_LISTEN", "127.0.0.1:0"), ("PUBLIC_URL", "https://jane.example.com"), cloud],
+            "VAULT_LISTEN",
+            "any free one",
+        ),
+        (&[("VAULT_LISTEN", "0.0.0.0:0"), cloud, open], "VAULT_LISTEN", "not a loopback address"),
     ];
-    for (settings, words) in table {
+    for (settings, key, words) in table {
         let settings: Vec<_> = settings.iter().copied().chain([("AMP_API_KEY", "amp-k3y")]).collect();
         let text = load(&settings).expect_err(words).to_string();
-        assert!(text.contains(words) && text.contains("AMP_URL (environment)"), "{text}");
+        assert!(text.contains(words) && text.contains(&format!("{key} (environment)")), "{text}");
     }
     let own_host = [
         cloud,
@@ -403,7 +435,26 @@ fn what_a_sprite_can_t_reach_is_refused() {
         ("AMP_API_KEY", "amp-k3y"),
         ("AMP_URL", "http://127.0.0.1:8317"),
     ];
-    assert_eq!(load(&own_host).unwrap().agents.amp.unwrap().url_in_sprite(), "http://amp.janebot.internal");
+    let own_host = load(&own_host).unwrap().vault;
+    assert_eq!((own_host.keys, own_host.listen.port()), (KeysAt::Vault, 8320));
+}
+
+#[test]
+fn every_secret_that_is_set_is_looked_for_in_answers() {
+    let config = load(&[("AMP_API_KEY", "amp-k3y"), ("SPRITES_TOKEN", "t0ken"), ("PUBLIC_URL", "https://j.example")]);
+    let secrets = config.unwrap().secrets;
+    let shown: Vec<_> = secrets.iter().map(|(name, secret)| (*name, secret.expose_secret())).collect();
+    assert_eq!(shown, [("SPRITES_TOKEN", "t0ken"), ("AMP_API_KEY", "amp-k3y")]);
+}
+
+#[test]
+fn a_channel_may_have_hosts_of_its_own() {
+    let network = load(&[("CHANNEL_ALLOWED_HOSTS", "C1=git.example.com,C1=*.crates.io,C2=pypi.org")]).unwrap().network;
+    let of = |channel: &str| {
+        network.of_channel(&ChannelId::new(channel)).map(|hosts| hosts.iter().cloned().collect::<Vec<_>>())
+    };
+    assert_eq!(of("slack:C1"), Some(vec!["*.crates.io".to_owned(), "git.example.com".to_owned()]));
+    assert_eq!((of("slack:C2"), of("slack:C3")), (Some(vec!["pypi.org".to_owned()]), None));
 }
 
 #[test]
@@ -438,6 +489,23 @@ fn the_reference_names_every_setting() {
 }
 
 #[test]
+fn discords_token_leads_only_to_discord_or_to_this_machine() {
+    let token = ("DISCORD_TOKEN", "t0ken");
+    for (name, right, wrong) in [
+        ("DISCORD_GATEWAY_URL", "ws://127.0.0.1:9", "ws://gateway.example:9"),
+        ("DISCORD_GATEWAY_URL", "wss://gateway.example", "https://gateway.example"),
+        ("DISCORD_API_PROXY", "[::1]:9", "proxy.example:9"),
+        ("DISCORD_API_PROXY", "localhost:9", "localhost:9/path"),
+        ("DISCORD_CANARY_CHANNEL", "123", "123,456"),
+    ] {
+        assert!(load(&[token, (name, right)]).is_ok(), "{name}={right}");
+        let errors = load(&[token, (name, wrong)]).unwrap_err();
+        assert!(errors.to_string().contains(name), "{errors}");
+    }
+    assert!(load(&[]).unwrap().discord.is_none());
+}
+
+#[test]
 fn the_effective_settings_name_every_setting_in_use() {
     let file = std::env::current_exe().unwrap().display().to_string();
     let all = [
@@ -446,6 +514,14 @@ fn the_effective_settings_name_every_setting_in_use() {
             .unwrap()
             .to_string(),
         load(&[("SPRITES_TOKEN", "t0ken")]).unwrap().to_string(),
+        load(&[
+            ("DISCORD_TOKEN", "t0ken"),
+            ("DISCORD_CANARY_CHANNEL", "4"),
+            ("DISCORD_GATEWAY_URL", "ws://localhost:1"),
+            ("DISCORD_API_PROXY", "localhost:2"),
+        ])
+        .unwrap()
+        .to_string(),
         load(&[("SLACK_BOT_TOKEN", "b-k3y"), ("SLACK_APP_TOKEN", "a-k3y"), ("ALLOW_EVERYONE", "true")])
             .unwrap()
             .to_string(),

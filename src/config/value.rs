@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::SecretString;
 
-use super::AgentKind;
+use super::{AgentKind, Preset};
 
 /// The value, or what is wrong with the text.
 type Parsed<T> = Result<T, String>;
@@ -174,6 +174,15 @@ pub(super) fn ids(text: &str) -> Parsed<BTreeSet<String>> {
     list(text).map(id).collect()
 }
 
+/// One id.
+pub(super) fn id(text: &str) -> Parsed<String> {
+    let mut ids = ids(text)?;
+    match (ids.pop_first(), ids.is_empty()) {
+        (Some(id), true) => Ok(id),
+        (_, _) => Err(format!("{} is not one id", shown(text))),
+    }
+}
+
 /// `ID=NUMBER` items.
 pub(super) fn weights(text: &str, max: u64) -> Parsed<BTreeMap<String, usize>> {
     let weight = |(at, part): (usize, &str)| {
@@ -202,6 +211,34 @@ pub(super) fn hosts(text: &str) -> Parsed<BTreeSet<String>> {
         Err(format!("item {at} {wrong}"))
     };
     list(text).map(host).collect()
+}
+
+pub(super) fn presets(text: &str) -> Parsed<BTreeSet<Preset>> {
+    let names = Preset::ALL.map(Preset::name).join(", ");
+    let preset = |(at, part): (usize, &str)| {
+        Preset::named(part).ok_or_else(|| format!("item {at} is no list of hosts: there are {names}"))
+    };
+    list(text).map(preset).collect()
+}
+
+/// `ID=HOST` items; an id may stand there more than once.
+pub(super) fn channel_hosts(text: &str) -> Parsed<BTreeMap<String, BTreeSet<String>>> {
+    let mut channels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (at, part) in list(text) {
+        let (id, host) = part.split_once('=').ok_or_else(|| format!("item {at} is not of the form id=host"))?;
+        let id = ids(id)?.pop_first().ok_or_else(|| format!("item {at} has no id before its `=`"))?;
+        let host = hosts(host).map_err(|problem| format!("item {at}: {problem}"))?;
+        channels.entry(id).or_default().extend(host);
+    }
+    Ok(channels)
+}
+
+pub(super) fn tools(text: &str) -> Parsed<BTreeSet<String>> {
+    let tool = |(at, part): (usize, &str)| {
+        let fits = part.len() <= 128 && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-:*.".contains(c));
+        if fits { Ok(part.to_owned()) } else { Err(format!("item {at} is not a tool's name")) }
+    };
+    list(text).map(tool).collect()
 }
 
 fn is_host_name(name: &str) -> bool {
@@ -284,12 +321,49 @@ pub(super) fn origin(text: &str) -> Parsed<String> {
     if has_path { Err("there is a path in it: leave that out".into()) } else { Ok(origin) }
 }
 
+/// Where others reach this service, credentials in their requests.
+pub(super) fn public_url(text: &str) -> Parsed<String> {
+    let url = origin(text)?;
+    match url.starts_with("http://") {
+        true => Err("it is plain http: what sprites send could be read on the way".into()),
+        false => Ok(url),
+    }
+}
+
 /// The Sprites API. A token over plain http can be read by everybody on the way, so that is for this machine only.
 pub(super) fn api_url(text: &str) -> Parsed<String> {
     let api = url(text)?;
     match api.starts_with("http://") && !is_loopback(&api) {
         true => Err("it is plain http to another machine: the token could be read on the way".into()),
         false => Ok(api),
+    }
+}
+
+/// A WebSocket gateway, without a slash at its end. A token over plain ws can be read by everybody on the way.
+pub(super) fn gateway_url(text: &str) -> Parsed<String> {
+    let (secure, rest) = match (text.strip_prefix("wss://"), text.strip_prefix("ws://")) {
+        (Some(rest), _) => (true, rest),
+        (None, Some(rest)) => (false, rest),
+        (None, None) => return Err(format!("{} does not begin with wss:// or ws://", shown(text))),
+    };
+    // What may be in it is the same as in any URL.
+    let checked = url(&format!("http://{rest}"))?;
+    match secure || is_loopback(&checked) {
+        true => Ok(checked.replacen("http", if secure { "wss" } else { "ws" }, 1)),
+        false => Err("it is plain ws to another machine: the token could be read on the way".into()),
+    }
+}
+
+/// Host and port of a plain HTTP server on this machine.
+pub(super) fn loopback_name(text: &str) -> Parsed<String> {
+    let url = url(&format!("http://{text}")).map_err(|_| format!("{} is not a host and a port", shown(text)))?;
+    let name = url.trim_start_matches("http://");
+    if name.contains('/') || name.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return Err(format!("{} is not a host and a port, as in 127.0.0.1:9002", shown(text)));
+    }
+    match is_loopback(&url) {
+        true => Ok(name.to_owned()),
+        false => Err("it is another machine: the token could be read on the way".into()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::chat::Inbound;
 use crate::config::{AccessConfig, AgentKind, Config, platform_id};
-use crate::job::{MAX_PROMPT_BYTES, RefuseReason, RequesterId};
+use crate::job::{ChannelId, MAX_PROMPT_BYTES, RefuseReason, RequesterId};
 
 /// Conversations that have an actor at a time. Each costs a few KiB beside its history; more than this is a flood.
 pub const MAX_CONVERSATIONS: usize = 10_000;
@@ -132,14 +132,20 @@ pub fn check_agent(asked: Option<&str>, settings: &Settings) -> Result<AgentKind
     )
 }
 
+/// Whether this person may ask in this channel.
+pub fn may_ask(requester: &RequesterId, channel: &ChannelId, access: &AccessConfig) -> bool {
+    is_terminal(requester)
+        || access.everyone
+        || listed(&access.users, requester.as_str())
+        || listed(&access.channels, channel.as_str())
+        || access.vouched.has(requester, channel)
+}
+
 pub(super) fn check_access(inbound: &Inbound, access: &AccessConfig) -> Result<(), Refusal> {
-    if is_terminal(&inbound.requester) {
+    if may_ask(&inbound.requester, &inbound.channel, access) {
         return Ok(());
     }
     let (user, channel) = (inbound.requester.as_str(), inbound.channel.as_str());
-    if access.everyone || listed(&access.users, user) || listed(&access.channels, channel) {
-        return Ok(());
-    }
     let (user, channel) = (platform_id(user), platform_id(channel));
     refuse(
         RefuseReason::NotAllowed,
@@ -165,7 +171,8 @@ mod tests {
 
     use super::*;
     use crate::chat::{Replies, Reply};
-    use crate::job::{ChannelId, ConversationId};
+    use crate::config::Vouched;
+    use crate::job::ConversationId;
 
     struct Nowhere;
     impl Replies for Nowhere {
@@ -196,6 +203,7 @@ mod tests {
             access: AccessConfig {
                 admins: BTreeSet::new(),
                 everyone: false,
+                vouched: Vouched::default(),
                 users: users.iter().map(ToString::to_string).collect(),
                 channels: channels.iter().map(ToString::to_string).collect(),
             },
@@ -238,6 +246,18 @@ mod tests {
             let admitted = admit(&message("slack:U1", "hi", None), &settings(&users, &channels), QUIET);
             assert_eq!(admitted.is_ok(), allowed, "{users:?} {channels:?}");
         }
+    }
+
+    #[test]
+    fn whom_an_adapter_vouches_for_may_ask_in_that_channel_until_it_does_not_any_more() {
+        let settings = settings(&[], &[]);
+        let asked = message("slack:U1", "hi", None);
+        settings.access.vouched.set(&asked.requester, &asked.channel, true);
+        assert!(admit(&asked, &settings, QUIET).is_ok());
+        let elsewhere = Inbound { channel: ChannelId::new("slack:C2"), ..message("slack:U1", "hi", None) };
+        assert!(admit(&elsewhere, &settings, QUIET).is_err());
+        settings.access.vouched.set(&asked.requester, &asked.channel, false);
+        assert!(admit(&asked, &settings, QUIET).is_err());
     }
 
     #[test]

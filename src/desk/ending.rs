@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::debts::{Debts, Unrecorded};
 use super::visible::Place;
-use crate::agent::{AgentResult, Details};
+use crate::agent::{AgentResult, Details, Usage};
 use crate::job::{FailReason, JobId, JobReport, Outcome, RefuseReason, RequesterId, Timings};
 use crate::journal::{Journal, JournalError};
 use crate::pool::receipt::Receipt;
@@ -72,7 +72,11 @@ pub fn ran(ended: Ended, run: RunReport, run_timeout: Duration, ended_at: Timest
     report.timings.run_ms = Some(millis(run.run));
     report.timings.collect_ms = Some(millis(run.collect));
     report.receipt = Some(run.receipt);
-    report.usage = details.usage;
+    report.usage = match (details.usage, run.usage) {
+        // The agent knows the price, and whoever counted the rest.
+        (Some(said), Some(counted)) => Some(Usage { cost_usd: said.cost_usd, ..counted }),
+        (said, counted) => counted.or(said),
+    };
     report.files = run.files;
     report.notes = details.notes;
     report.notes.extend(run.notes);
@@ -99,16 +103,23 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             (failed(FailReason::NoResult, message), details)
         }
         RunEnd::Timeout { so_far } => {
-            let (said, details) = match so_far {
-                AgentResult::Answered { answer, details } => (Some(answer), details),
-                AgentResult::Failed { answer_so_far, details, .. } => (answer_so_far, details),
-                AgentResult::NoResult { details, .. } => (None, details),
-            };
+            let (said, details) = said(so_far);
             let allowed = humantime::format_duration(run_timeout);
             let message = format!(
                 "The agent was stopped because its time of {allowed} was up. Ask for less at a time, or allow more time for it (job {job})."
             );
             (failed(FailReason::Timeout, with_so_far(message, said.as_deref())), details)
+        }
+        RunEnd::Limit { reached, so_far } => {
+            let (said, details) = said(so_far);
+            let message = format!("The agent was stopped at a limit: {reached}. Ask for less at a time (job {job}).");
+            (failed(FailReason::Limit, with_so_far(message, said.as_deref())), details)
+        }
+        RunEnd::Held { leak } => {
+            let message = format!(
+                "The answer is held back, with its files, because a secret of this service was in it: {leak}. Its machine is set aside, and janebot's operator is told (job {job})."
+            );
+            (failed(FailReason::Held, message), Details::default())
         }
         RunEnd::Cancelled { stopped } => {
             (Outcome::Cancelled { message: format!("Cancelled: {stopped}.") }, Details::default())
@@ -119,6 +130,15 @@ fn outcome_of(job: &JobId, ended: RunEnd, run_timeout: Duration) -> (Outcome, De
             );
             (failed(FailReason::OutcomeUnknown, message), Details::default())
         }
+    }
+}
+
+/// What the agent had said when it was stopped.
+fn said(so_far: AgentResult) -> (Option<String>, Details) {
+    match so_far {
+        AgentResult::Answered { answer, details } => (Some(answer), details),
+        AgentResult::Failed { answer_so_far, details, .. } => (answer_so_far, details),
+        AgentResult::NoResult { details, .. } => (None, details),
     }
 }
 
@@ -171,6 +191,10 @@ pub fn not_started(job: &JobId, why: NotStarted, waited: Duration) -> Outcome {
         NotStarted::Unsuitable { message } => Outcome::Refused {
             reason: RefuseReason::Unsuitable,
             message: format!("Job {job} can't be run: {message}."),
+        },
+        NotStarted::OverLimit { message } => Outcome::Refused {
+            reason: RefuseReason::OverLimit,
+            message: format!("Job {job} was not started: {message}. Send this again later."),
         },
         NotStarted::Journal { message } => failed(
             FailReason::Journal,
@@ -426,7 +450,19 @@ mod tests {
             (RunEnd::Agent(busy), "failed", Some("model_busy"), &["529", "again", "01job"]),
             (RunEnd::Agent(nothing.clone()), "failed", Some("no_result"), &["exit status 137", "again", "01job"]),
             (RunEnd::Timeout { so_far: answered }, "failed", Some("timeout"), &["10m", "42", "01job"]),
-            (RunEnd::Timeout { so_far: failed }, "failed", Some("timeout"), &["I tried"]),
+            (RunEnd::Timeout { so_far: failed.clone() }, "failed", Some("timeout"), &["I tried"]),
+            (
+                RunEnd::Limit { reached: "50 calls".into(), so_far: failed.clone() },
+                "failed",
+                Some("limit"),
+                &["50 calls", "I tried"],
+            ),
+            (
+                RunEnd::Held { leak: "A_KEY (in hex) in the answer".into() },
+                "failed",
+                Some("held"),
+                &["held back", "A_KEY"],
+            ),
             (RunEnd::Timeout { so_far: nothing }, "failed", Some("timeout"), &["allow more time"]),
             (
                 RunEnd::Cancelled { stopped },
@@ -458,6 +494,7 @@ mod tests {
             (NotStarted::Cancelled, "cancelled", None),
             (NotStarted::Draining, "refused", Some("draining")),
             (NotStarted::NoRunner { message: "disk full".into() }, "failed", Some("no_runner")),
+            (NotStarted::OverLimit { message: "too much".into() }, "refused", Some("over_limit")),
             (NotStarted::Journal { message: "disk full".into() }, "failed", Some("journal")),
         ] {
             let outcome = not_started(&job(), why, Duration::from_secs(900));

@@ -16,7 +16,7 @@ use super::recovery::Left;
 use super::stop::Stopping;
 use super::{DeskMsg, DeskStatus, Hearing, Target};
 use crate::chat::{Change, Inbound};
-use crate::job::{JobId, Outcome, RefuseReason, RequesterId};
+use crate::job::{ChannelId, JobId, Outcome, RefuseReason, RequesterId};
 use crate::journal;
 use crate::supervise::current::Follower;
 use crate::world::World;
@@ -134,6 +134,8 @@ impl DeskHandle {
             Some(Ok(None)) => Again::Unknown,
             Some(Ok(Some(known))) => match known.again(by, &self.settings.access) {
                 Err(why) => why,
+                // Nobody would be told what became of it.
+                Ok(inbound) if self.debts.place_of(&inbound.conversation, &inbound.key).is_none() => Again::Unknown,
                 Ok(inbound) => match self.hear(inbound).await {
                     true => Again::Started,
                     false => Again::Failed,
@@ -142,13 +144,13 @@ impl DeskHandle {
         }
     }
 
-    /// The story of a job, as far as everybody in its conversation may know it: neither prompt nor answer. A sentence
-    /// when there is none.
-    pub async fn why(&self, job: &JobId) -> String {
+    /// The story of a job, without prompt and answer, for somebody who asks in `channel`: it is told to its requester, to
+    /// admins, and in its own channel. A sentence when it is not to be had.
+    pub async fn why(&self, job: &JobId, by: &RequesterId, channel: &ChannelId) -> String {
         match self.look(job).await {
             None | Some(Err(_)) => "The journal does not tell at the moment: try again in a minute.".into(),
-            Some(Ok(None)) => Again::Unknown.sentence(),
-            Some(Ok(Some(known))) => known.story(&self.world),
+            Some(Ok(Some(known))) if known.is_for(by, channel, &self.settings.access) => known.story(&self.world),
+            Some(Ok(_)) => Again::Unknown.sentence(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::recovery::merged_into;
 use super::stop::may_stop;
 use crate::chat::{Inbound, message_of};
 use crate::config::AccessConfig;
-use crate::job::{JobId, Outcome, RequesterId};
+use crate::job::{ChannelId, JobId, Outcome, RequesterId};
 use crate::journal::outgoing::OutgoingRow;
 use crate::journal::search::{LeaseRow, Wanted, Which};
 use crate::journal::story::Story;
@@ -64,6 +64,11 @@ impl Again {
 }
 
 impl Lookup {
+    /// Whether the story may be told to `by`, in `channel`. To others it is as if there were no such job.
+    pub fn is_for(&self, by: &RequesterId, channel: &ChannelId, access: &AccessConfig) -> bool {
+        self.row.channel == *channel || may_stop(by, &self.row.requester, access)
+    }
+
     /// The story, as far as everybody in the conversation may know it: neither prompt nor answer.
     pub fn story(&self, world: &World) -> String {
         let story = Story::of(&self.row, &self.leases, &self.effects, world.now());

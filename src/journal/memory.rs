@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use super::outgoing::{Delivery, Effect, Outgoing, OutgoingRow, OutgoingState};
 use super::refusal::{self, refused};
 use super::search::{LeaseRow, Wanted};
+use super::usage::{Together, Used};
 use super::{Accepted, JobRow, JobState, Journal, JournalError, Result, RunnerRow};
-use crate::job::{ConversationId, JobId, Outcome, Timings};
+use crate::job::{ConversationId, JobId, Outcome, RequesterId, Timings};
 use crate::pool::receipt::Receipt;
 
 /// The calls of [`Journal`], for faults.
@@ -50,6 +51,9 @@ pub enum Call {
     ForgetRunner,
     Quarantine,
     Quarantines,
+    RecordUsage,
+    Usage,
+    UsedSince,
 }
 
 /// Says whether a call is to fail.
@@ -81,6 +85,7 @@ struct Tables {
     /// In the order of recording.
     outgoing: Vec<OutgoingRow>,
     files: BTreeMap<String, Bytes>,
+    usage: BTreeMap<JobId, Used>,
     kept: BTreeMap<String, String>,
 }
 
@@ -471,6 +476,32 @@ impl Journal for MemoryJournal {
     async fn quarantines(&self, limit: u32) -> Result<Vec<(String, String, Timestamp)>> {
         self.call(Call::Quarantines, |tables| {
             Ok(tables.quarantines.iter().rev().take(limit as usize).cloned().collect())
+        })
+    }
+
+    async fn record_usage(&self, job: &JobId, used: &Used) -> Result<()> {
+        self.call(Call::RecordUsage, |tables| {
+            tables.job(job).ok_or_else(|| refused(refusal::NO_SUCH_JOB, &format!("job {job}")))?;
+            tables.usage.insert(job.clone(), used.clone());
+            Ok(())
+        })
+    }
+
+    async fn usage(&self, job: &JobId) -> Result<Option<Used>> {
+        self.call(Call::Usage, |tables| Ok(tables.usage.get(job).cloned()))
+    }
+
+    async fn used_since(&self, requester: &RequesterId, since: Timestamp) -> Result<Together> {
+        self.call(Call::UsedSince, |tables| {
+            let started = tables.jobs.iter().filter(|row| row.started_at.is_some_and(|at| at >= since));
+            let mut together = Together::default();
+            for row in started.filter(|row| row.requester == *requester) {
+                let usage = tables.usage.get(&row.job).map(|used| &used.usage);
+                let tokens = usage.map_or(0, |usage| usage.input_tokens.saturating_add(usage.output_tokens));
+                together.jobs += 1;
+                together.tokens = together.tokens.saturating_add(tokens);
+            }
+            Ok(together)
         })
     }
 }

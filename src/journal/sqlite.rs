@@ -7,6 +7,7 @@
 mod open;
 mod outbox;
 mod row;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::outgoing::{Delivery, Effect, Outgoing, OutgoingRow};
 use super::refusal::{self, refused};
 use super::search::{LeaseRow, Progress, Wanted, Which};
+use super::usage::{Together, Used};
 use super::{Accepted, JobRow, Journal, JournalError, Result, RunnerRow};
-use crate::job::{ConversationId, JobId, Outcome, Timings};
+use crate::job::{ConversationId, JobId, Outcome, RequesterId, Timings};
 use crate::pool::receipt::Receipt;
 
 /// A handle to the journal file; clones share it. The file is free for others when the last clone is gone.
@@ -388,5 +390,21 @@ impl Journal for SqliteJournal {
         let query = sqlx::query("SELECT runner, evidence, at FROM quarantine ORDER BY seq DESC LIMIT ?").bind(limit);
         let rows = self.rows(query).await?;
         rows.iter().map(|row| row::quarantine(row).map_err(|message| self.corrupt(message))).collect()
+    }
+
+    async fn record_usage(&self, job: &JobId, used: &Used) -> Result<()> {
+        self.write(usage::record(job, used)).await.map(|_| ())
+    }
+
+    async fn usage(&self, job: &JobId) -> Result<Option<Used>> {
+        let rows = self.rows(usage::of_job(job)).await?;
+        rows.first().map(|row| usage::read(row).map_err(|error| self.corrupt(error.to_string()))).transpose()
+    }
+
+    async fn used_since(&self, requester: &RequesterId, since: Timestamp) -> Result<Together> {
+        let rows = self.rows(usage::since(requester, since)).await?;
+        let together =
+            rows.first().map(usage::together).transpose().map_err(|error| self.corrupt(error.to_string()))?;
+        Ok(together.unwrap_or_default())
     }
 }

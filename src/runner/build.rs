@@ -10,11 +10,15 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
 use super::{Context, Trouble, claim, scripts};
-use crate::agent::{self, Launch};
-use crate::config::{AgentKind, AgentsConfig};
+use crate::agent::{self, Launch, Way};
+use crate::config::{AgentKind, AgentsConfig, NetworkConfig, UsageLimits};
 use crate::job::JobSpec;
 use crate::journal::{Journal, RunnerRow};
 use crate::sprites::{NetworkPolicy, Sprites, SpritesError};
+use crate::vault::VaultHandle;
+use crate::vault::budget::Budget;
+use crate::vault::pass::{Holder, Pass};
+use crate::vault::scan::Secrets;
 
 /// A script that makes folders.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,13 +34,27 @@ pub struct Program {
 /// Brings an agent's program to this machine; the error is a sentence for the operator.
 pub type Fetch = Arc<dyn Fn(AgentKind) -> BoxFuture<'static, Result<Program, String>> + Send + Sync>;
 
+/// How agents reach their servers.
+pub enum Access {
+    /// By the vault, with a pass that is good for one job.
+    Vault(VaultHandle),
+    /// Directly, with the key in the sprite.
+    Direct(BTreeMap<AgentKind, Way>),
+}
+
+/// A job that can begin: its pass, if its agent needs one, is good as long as this lives.
+pub struct Ready {
+    pub launch: Launch,
+    pub pass: Option<Pass>,
+}
+
 /// What a sprite is built from. Two plans with one fingerprint build the same machine.
 pub struct BuildPlan {
     pub agents: AgentsConfig,
     /// The version of each agent's program; `shell` has none, it is the sprite's own bash.
     pub versions: BTreeMap<AgentKind, String>,
-    /// Each agent's server as seen from the sprite; `shell` has none.
-    pub urls: BTreeMap<AgentKind, String>,
+    /// How each agent reaches its server. Told at each start, so no part of the machine.
+    pub access: Access,
     /// What jobs may reach.
     pub policy: NetworkPolicy,
     /// Names of the agents, then a hash over all that goes in, as in `claude+shell-1f0c…`.
@@ -46,6 +64,12 @@ pub struct BuildPlan {
     /// What weakens the isolation, for the receipt.
     pub warnings: Vec<String>,
     pub fetch: Fetch,
+    /// What jobs may use.
+    pub limits: UsageLimits,
+    /// What jobs may reach by their channel.
+    pub network: NetworkConfig,
+    /// What no answer may hold.
+    pub secrets: Secrets,
 }
 
 impl std::fmt::Debug for BuildPlan {
@@ -60,13 +84,12 @@ impl BuildPlan {
         agents: AgentsConfig,
         policy: NetworkPolicy,
         versions: BTreeMap<AgentKind, String>,
-        urls: BTreeMap<AgentKind, String>,
+        access: Access,
         isolation: String,
         warnings: Vec<String>,
         fetch: Fetch,
     ) -> Self {
         let mut input = String::new();
-        // The URLs are told at each start, so they are no part of the machine.
         for (kind, version) in &versions {
             writeln!(input, "agent {} {version}", kind.name()).expect("a String takes any text");
         }
@@ -78,17 +101,40 @@ impl BuildPlan {
         }
         let hash = hex::encode(&Sha256::digest(input.as_bytes())[..8]);
         let fingerprint = format!("{}-{hash}", names(&agents.installed()));
-        Self { agents, versions, urls, policy, fingerprint, isolation, warnings, fetch }
+        Self {
+            agents,
+            versions,
+            access,
+            policy,
+            fingerprint,
+            isolation,
+            warnings,
+            fetch,
+            limits: UsageLimits::default(),
+            network: NetworkConfig::default(),
+            secrets: Secrets::none(),
+        }
     }
 
-    /// What a runner needs to run this job.
+    /// What a runner needs to run this job. A pass from here outlives the job by `margin` at the most, whatever becomes
+    /// of who holds it.
     ///
     /// # Errors
     /// In words for whoever asked, when its agent would not take the job.
-    pub fn launch(&self, spec: &JobSpec) -> Result<Launch, String> {
+    pub fn ready(&self, spec: &JobSpec, runner: &str, budget: Budget, margin: Duration) -> Result<Ready, String> {
         let kind = AgentKind::named(&spec.agent).ok_or_else(|| format!("there is no agent {}", spec.agent))?;
-        let url = self.urls.get(&kind).map_or("", String::as_str);
-        agent::launch(kind, &self.agents, url, &spec.prompt).map_err(|error| error.to_string())
+        let (way, pass) = match &self.access {
+            Access::Vault(vault) => {
+                let (job, requester) = (spec.job.clone(), spec.requester.clone());
+                let holder = Holder { job, runner: runner.to_owned(), requester };
+                let pass = vault.open(kind, holder, budget, spec.run_timeout + margin);
+                (pass.as_ref().map(|pass| vault.way(pass)), pass)
+            }
+            Access::Direct(ways) => (ways.get(&kind).cloned(), None),
+        };
+        let launch =
+            agent::launch(kind, &self.agents, way.as_ref(), &spec.prompt).map_err(|error| error.to_string())?;
+        Ok(Ready { launch, pass })
     }
 
     /// Whether a sprite of this other generation has the agents that this plan's jobs need.

@@ -102,6 +102,8 @@ pub enum JobEnd {
     Ran,
     /// It never reached the sprite.
     Untouched,
+    /// It held a secret of the service, which no job should get.
+    Leaked,
     /// The sprite or the way to it failed before the agent's process existed.
     Unfit(Blame),
 }
@@ -195,6 +197,7 @@ impl Machine {
                     if self.turn { self.begin(Next::Build) } else { self.begin(Next::Restore) }
                 }
                 JobEnd::Untouched => self.begin(Next::Offer),
+                JobEnd::Leaked => self.quarantine(),
                 JobEnd::Unfit(Blame::Sprite) => self.failed(),
                 JobEnd::Unfit(Blame::Outside) => self.outage(Next::Restore),
             },
@@ -302,6 +305,15 @@ mod tests {
         assert_eq!(run(&[Known { clean: false }, Failed(Blame::Sprite)]).1[1], Next::Build);
         let (_, steps) = run(&[Known { clean: false }, Failed(Blame::Outside), Timer]);
         assert_eq!(steps[1..], [Next::Wait(FIRST_DELAY), Next::Restore]);
+    }
+
+    #[test]
+    fn a_runner_that_gave_away_a_secret_is_quarantined_and_then_built_anew() {
+        use Event::*;
+        let (mut machine, steps) = run(&[Unknown, Built, Verified, Granted, JobStarted, JobOver(JobEnd::Leaked)]);
+        assert_eq!(steps[5], Next::Quarantine(FIRST_REST));
+        assert!(!machine.is_lendable());
+        assert_eq!(machine.on(Timer), Next::Build);
     }
 
     #[test]

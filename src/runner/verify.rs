@@ -207,7 +207,7 @@ fn contradictions(fingerprint: &str, plan: &BuildPlan, seen: &Verified, policy: 
 }
 
 /// Whether two policies say the same; their order says nothing (a name matches by how exact its rule is).
-fn same_rules(a: &NetworkPolicy, b: &NetworkPolicy) -> bool {
+pub(super) fn same_rules(a: &NetworkPolicy, b: &NetworkPolicy) -> bool {
     let key = |policy: &NetworkPolicy| {
         let mut rules: Vec<_> = policy.rules.iter().map(|rule| format!("{rule:?}")).collect();
         rules.sort();

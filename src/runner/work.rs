@@ -11,15 +11,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, info_span, warn};
 
 use super::build::BuildPlan;
+use super::build::Ready;
 use super::state::Blame;
-use super::{Context, RunnerMsg, Trouble, collect, input, scripts, stop};
-use crate::agent::{AgentEvent, AgentReader, JobFile, Launch};
+use super::{Context, RunnerMsg, Trouble, collect, hold, input, limit, scripts, stop, verify};
+use crate::agent::{AgentEvent, AgentReader, AgentResult, JobFile, Launch, Usage};
 use crate::job::JobSpec;
 use crate::journal::Journal;
+use crate::journal::usage::{CountedBy, Used};
 use crate::pool::manager::MAX_TRIES;
 use crate::pool::receipt::Receipt;
 use crate::pool::{Granted, JobEvent, NotStarted, RunEnd, RunReport, Stopped};
-use crate::sprites::{Exec, ExecEvent, ExecRequest, Sprites, SpritesError};
+use crate::sprites::{Exec, ExecEvent, ExecRequest, NetworkPolicy, PolicyRule, Sprites, SpritesError};
+use crate::vault::budget::Budget;
+use crate::vault::pass::Pass;
+use crate::vault::scan::Secrets;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the job's own limit the connection may live, so that the job's limit is what ends it.
@@ -36,6 +41,8 @@ const NEWS_EVERY: Duration = Duration::from_millis(100);
 pub enum WorkEnd {
     /// The owner has its last event, and the sprite may have been touched.
     Over,
+    /// The owner has its last event, which is not the answer: a secret of the service was in that.
+    Leaked { evidence: String },
     /// The owner has its last event, and nothing of the job reached the sprite: its receipt still holds.
     Untouched(Box<Receipt>),
     /// The agent's process never existed; the ticket goes back to the queue.
@@ -46,7 +53,7 @@ pub enum WorkEnd {
 pub async fn work<S: Sprites, J: Journal>(
     context: Context<S, J>,
     plan: std::sync::Arc<BuildPlan>,
-    receipt: Receipt,
+    mut receipt: Receipt,
     granted: Granted,
     runner: ActorRef<RunnerMsg>,
     run: u64,
@@ -58,8 +65,16 @@ pub async fn work<S: Sprites, J: Journal>(
         return WorkEnd::Untouched(Box::new(receipt));
     }
     let queue_wait = ticket.asked_at.elapsed();
-    let launch = match plan.launch(&spec) {
-        Ok(launch) => launch,
+    let budget = match limit::budget(&context, &plan, &spec).await {
+        Ok(budget) => budget,
+        Err(why) => {
+            ticket.tell(JobEvent::NotStarted(why));
+            return WorkEnd::Untouched(Box::new(receipt));
+        }
+    };
+    // The pass ends when it is dropped, wherever this function or its task ends.
+    let Ready { launch, pass } = match plan.ready(&spec, &context.name, budget, EXEC_MARGIN) {
+        Ok(ready) => ready,
         Err(message) => {
             ticket.tell(JobEvent::NotStarted(NotStarted::Unsuitable { message }));
             return WorkEnd::Untouched(Box::new(receipt));
@@ -81,7 +96,10 @@ pub async fn work<S: Sprites, J: Journal>(
     let checked = tokio::select! {
         biased;
         () = ticket.cancelled() => None,
-        checked = check(&context, &canary, &launch.files, &launch.env, &spec).instrument(span) => Some(checked),
+        checked = async {
+            open_for_channel(&context, &plan, &spec, &mut receipt).await?;
+            check(&context, &canary, &launch.files, &launch.env, &spec).await
+        }.instrument(span) => Some(checked),
     };
     match checked {
         None => {
@@ -128,9 +146,23 @@ pub async fn work<S: Sprites, J: Journal>(
             return WorkEnd::Over;
         }
     };
-    let mut running = Running { context: &context, granted: &granted, exec, reader, stop, last_news: None };
+    let mut running = Running {
+        context: &context,
+        granted: &granted,
+        exec,
+        reader,
+        stop,
+        last_news: None,
+        budget,
+        pass: pass.as_ref(),
+        secrets: &plan.secrets,
+        leak: None,
+    };
     let ended = running.watch(began + spec.run_timeout).instrument(span).await;
     let run_took = began.elapsed();
+    let counted = pass.as_ref().and_then(counted);
+    // What the agent may have left running on its machine can use no key any more.
+    drop(pass);
     let mut report = RunReport::without_output(ended, receipt, queue_wait, check_took, run_took);
     if report.ended.may_have_files() {
         let began = Instant::now();
@@ -139,8 +171,77 @@ pub async fn work<S: Sprites, J: Journal>(
         report.collect = began.elapsed();
     }
     report.notes.extend(notes);
+    let used = counted.clone().map(|usage| Used { usage, counted_by: CountedBy::Vault });
+    let used = used.or_else(|| said(&report.ended).map(|usage| Used { usage, counted_by: CountedBy::Agent }));
+    if used.as_ref().is_some_and(|used| used.counted_by == CountedBy::Agent) && budget != Budget::default() {
+        report.notes.push(format!("What was used is counted as {} tells it.", spec.agent));
+    }
+    report.usage = counted;
+    let leak = match &report.ended {
+        RunEnd::Held { leak } => Some(leak.clone()),
+        ended => hold::look(&plan.secrets, ended, &report.files, &report.notes).await.map(|leak| leak.to_string()),
+    };
+    let end = match leak {
+        None => WorkEnd::Over,
+        Some(leak) => {
+            let evidence =
+                format!("job {}: a secret of the service was in what would have been sent: {leak}", spec.job);
+            report.ended = RunEnd::Held { leak };
+            (report.files, report.notes) = (Vec::new(), Vec::new());
+            WorkEnd::Leaked { evidence }
+        }
+    };
     ticket.tell(JobEvent::Finished(Box::new(report)));
-    WorkEnd::Over
+    if let Some(used) = used
+        && let Err(error) = context.journal.record_usage(&spec.job, &used).await
+    {
+        warn!(job = %spec.job, %error, "what a job used could not be recorded: its requester's day is counted short");
+    }
+    end
+}
+
+/// What the vault counted, where the model's traffic passed it.
+fn counted(pass: &Pass) -> Option<Usage> {
+    let spent = pass.spent();
+    (spent.turns > 0).then_some(Usage {
+        turns: spent.turns,
+        input_tokens: spent.tokens.input,
+        cached_input_tokens: spent.tokens.cached,
+        output_tokens: spent.tokens.output,
+        cost_usd: None,
+    })
+}
+
+/// What the agent itself said that it used.
+fn said(ended: &RunEnd) -> Option<Usage> {
+    match ended {
+        RunEnd::Agent(result) | RunEnd::Timeout { so_far: result } | RunEnd::Limit { so_far: result, .. } => {
+            let (AgentResult::Answered { details, .. }
+            | AgentResult::Failed { details, .. }
+            | AgentResult::NoResult { details, .. }) = result;
+            details.usage.clone()
+        }
+        RunEnd::Cancelled { .. } | RunEnd::Held { .. } | RunEnd::OutcomeUnknown { .. } => None,
+    }
+}
+
+/// Lets the machine reach what the job's channel may beside all others. The restore after the job takes it back.
+async fn open_for_channel<S: Sprites, J: Journal>(
+    context: &Context<S, J>,
+    plan: &BuildPlan,
+    spec: &JobSpec,
+    receipt: &mut Receipt,
+) -> Result<(), Trouble> {
+    let Some(hosts) = plan.network.of_channel(&spec.channel) else { return Ok(()) };
+    let allow = |host: &String| PolicyRule { domain: Some(host.clone()), include: None, action: Some("allow".into()) };
+    let rules = plan.policy.rules.iter().cloned().chain(hosts.iter().map(allow)).collect();
+    let policy = NetworkPolicy { rules };
+    context.sprites.set_policy(&context.name, &policy).await?;
+    if !verify::same_rules(&context.sprites.policy(&context.name).await?, &policy) {
+        return Err(Trouble::sprite("the network policy read back differs from the one that was set for the channel"));
+    }
+    receipt.allowed_hosts.extend(hosts.iter().cloned());
+    Ok(())
 }
 
 /// One round trip that shows the machine alive and writes the job's settings.
@@ -193,6 +294,11 @@ struct Running<'a, S, J> {
     reader: Box<dyn AgentReader>,
     stop: crate::agent::StopProtocol,
     last_news: Option<Instant>,
+    budget: Budget,
+    pass: Option<&'a Pass>,
+    secrets: &'a Secrets,
+    /// A secret that the agent said on the way.
+    leak: Option<hold::Leak>,
 }
 
 impl<S: Sprites, J: Journal> Running<'_, S, J> {
@@ -204,6 +310,10 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
                 () = self.granted.ticket.cancelled() => {
                     return RunEnd::Cancelled { stopped: self.stop().await };
                 }
+                () = limit_reached(self.pass) => {
+                    let reached = self.pass.and_then(Pass::reached).map(|reached| reached.to_string());
+                    return self.limit(reached.unwrap_or_default()).await;
+                }
                 () = sleep_until(deadline) => {
                     self.stop().await;
                     return RunEnd::Timeout { so_far: self.reader.finish(TIMED_OUT) };
@@ -213,7 +323,15 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
             match event {
                 Some(Ok(event)) => {
                     if let Some(status) = self.take(event) {
-                        return RunEnd::Agent(self.reader.finish(status));
+                        return self.over(status);
+                    }
+                    if let Some(leak) = self.leak.take() {
+                        self.stop().await;
+                        return RunEnd::Held { leak: leak.to_string() };
+                    }
+                    let usage = self.reader.usage();
+                    if let Some(reached) = usage.and_then(|usage| limit::passed(&self.budget, &usage)) {
+                        return self.limit(reached.to_string()).await;
                     }
                 }
                 Some(Err(error)) => return self.lost(&error).await,
@@ -228,6 +346,29 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
         }
     }
 
+    /// The agent ended by itself, perhaps because the vault served it no more.
+    fn over(&mut self, status: u8) -> RunEnd {
+        let result = self.reader.finish(status);
+        match (self.leak.take(), self.pass.and_then(Pass::reached), result) {
+            (Some(leak), ..) => RunEnd::Held { leak: leak.to_string() },
+            (None, None, result) | (None, Some(_), result @ AgentResult::Answered { .. }) => RunEnd::Agent(result),
+            (None, Some(reached), so_far) => RunEnd::Limit { reached: self.used(&reached.to_string()), so_far },
+        }
+    }
+
+    async fn limit(&mut self, reached: String) -> RunEnd {
+        let reached = self.used(&reached);
+        self.stop().await;
+        RunEnd::Limit { reached, so_far: self.reader.finish(TIMED_OUT) }
+    }
+
+    /// The limit, and what was used until then.
+    fn used(&self, reached: &str) -> String {
+        let usage = self.pass.and_then(counted).or_else(|| self.reader.usage()).unwrap_or_default();
+        let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+        format!("{reached}; until then it had made {} calls and used {tokens} tokens", usage.turns)
+    }
+
     /// Takes in an event; the exit status when it was the last.
     fn take(&mut self, event: ExecEvent) -> Option<u8> {
         for news in read(&mut *self.reader, &event) {
@@ -240,6 +381,10 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
     }
 
     fn pass_on(&mut self, news: AgentEvent) {
+        if let Some(leak) = hold::look_at(self.secrets, &news) {
+            self.leak = Some(leak);
+            return;
+        }
         let now = Instant::now();
         if self.last_news.is_none_or(|last| now.duration_since(last) >= NEWS_EVERY) {
             self.last_news = Some(now);
@@ -268,6 +413,14 @@ impl<S: Sprites, J: Journal> Running<'_, S, J> {
         // Whether or not it arrives, the restore that follows ends everything.
         let _ = timeout(LAST_WORDS, kill).await;
         RunEnd::OutcomeUnknown { message: error.to_string() }
+    }
+}
+
+/// Resolves when the vault says that the job came to a limit; never without a pass.
+async fn limit_reached(pass: Option<&Pass>) {
+    match pass {
+        Some(pass) => pass.limit_reached().await,
+        None => std::future::pending().await,
     }
 }
 

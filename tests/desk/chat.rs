@@ -8,7 +8,7 @@ use janebot::agent::{AgentResult, Details};
 use janebot::chat::{Action, Attachment, Inbound, Said};
 use janebot::desk::Target;
 use janebot::desk::lookup::Again;
-use janebot::job::{JobId, Outcome, RequesterId};
+use janebot::job::{ChannelId, JobId, Outcome, RequesterId};
 use janebot::journal::memory::Call;
 use janebot::journal::outgoing::{Mark, OutgoingState};
 use janebot::journal::{JobState, Journal};
@@ -381,7 +381,9 @@ async fn a_running_job_can_be_cancelled_by_a_button_and_a_failed_one_run_again_o
     settled().await;
     assert_eq!(rig.chat.buttons("Failed after"), []);
     assert_eq!(rig.chat.buttons("it broke"), [Action::Retry, Action::Why]);
-    let why = rig.desk.why(&job).await;
+    let (stranger, here) = (RequesterId::new("test:U2"), ChannelId::new("test:C"));
+    assert_eq!(rig.desk.why(&job, &stranger, &ChannelId::new("test:D")).await, "There is no such job.");
+    let why = rig.desk.why(&job, &stranger, &here).await;
     assert!(
         why.contains("failed (agent_failed)") && why.contains("sent: a message") && !why.contains("hello"),
         "{why}"

@@ -218,6 +218,7 @@ pub fn finish(ticket: &Ticket, ended: RunEnd) {
         collect: Duration::from_millis(3),
         files: Vec::new(),
         notes: vec!["a note".into()],
+        usage: None,
     };
     ticket.events.send(JobEvent::Finished(Box::new(report))).unwrap();
 }

@@ -37,7 +37,7 @@ use janebot::world::World;
 
 use cloud::{Cloud, Run, SpriteTruth, Trouble};
 use faults::{FaultPlan, Faults};
-use machine::End;
+use machine::{End, Machine};
 use script::Program;
 
 type SharedCloud = Arc<Mutex<Cloud>>;
@@ -325,13 +325,17 @@ impl Sprites for MemorySprites {
     async fn restore(&self, name: &str, checkpoint: &CheckpointId) -> Result<()> {
         let (shared, id) = (Arc::clone(&self.cloud), checkpoint.clone());
         let effect = move |cloud: &mut Cloud, client: &Client, name: &str| {
+            cloud.machine(name)?.restores += 1;
             let Some(delay) = cloud.restore_is_late(name)? else { return cloud.restore(client, name, &id) };
-            let (client, name, machine) = (client.clone(), name.to_owned(), cloud.machine(name)?.id.clone());
+            let present = cloud.machine(name)?;
+            let (client, name, machine, asked) =
+                (client.clone(), name.to_owned(), present.id.clone(), present.restores);
             tokio::spawn(async move {
                 sleep(delay).await;
                 let mut cloud = lock(&shared);
-                // Another machine may have the name by now.
-                if cloud.machines.get(&name).is_none_or(|present| present.id != machine) {
+                // Another machine may have the name by now, and a restore takes the place of one that goes on.
+                let is_wanted = |present: &Machine| present.id == machine && present.restores == asked;
+                if !cloud.machines.get(&name).is_some_and(is_wanted) {
                     return;
                 }
                 let done = cloud.restore(&client, &name, &id);

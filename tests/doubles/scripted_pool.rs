@@ -137,6 +137,7 @@ fn report(ended: RunEnd, files: Vec<OutputFile>, asked_at: Instant) -> RunReport
         collect: Duration::from_millis(2),
         files,
         notes: Vec::new(),
+        usage: None,
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::FutureExt as _;
 use ractor::{Actor, ActorCell, ActorRef};
 use tokio::time::Instant;
 
+use janebot::agent::Way;
 use janebot::chat::Chats;
 use janebot::chat::outbox::{self, Outbox, OutboxHandle};
 use janebot::config::{AccessConfig, AgentKind, AgentsConfig, ClaudeConfig, PoolConfig, SharingConfig};
@@ -20,7 +21,7 @@ use janebot::journal::Journal as _;
 use janebot::journal::memory::MemoryJournal;
 use janebot::pool::PoolHandle;
 use janebot::pool::supervisor::{self, PoolParts};
-use janebot::runner::build::{BuildPlan, Program};
+use janebot::runner::build::{Access, BuildPlan, Program};
 use janebot::sprites::NetworkPolicy;
 use janebot::supervise::current::{self, Publisher};
 use janebot::supervise::{self, Supervisor};
@@ -53,13 +54,15 @@ pub fn plan(generation: u32) -> Arc<BuildPlan> {
         version: version.clone(),
         path: None,
     };
-    let agents = AgentsConfig { default: AgentKind::Shell, amp: None, claude: Some(claude) };
+    let way = Way { url: claude.url.clone(), key: claude.key.clone() };
+    let agents =
+        AgentsConfig { default: AgentKind::Shell, amp: None, claude: Some(claude), disabled_tools: BTreeSet::new() };
     let program = Program { content: Bytes::from(format!("#!agent\n{version}\n")), says: String::new() };
     Arc::new(BuildPlan::new(
         agents,
         NetworkPolicy::allow(["api.anthropic.com"]),
         BTreeMap::from([(AgentKind::Claude, version)]),
-        BTreeMap::new(),
+        Access::Direct(BTreeMap::from([(AgentKind::Claude, way)])),
         "simulated".into(),
         Vec::new(),
         Arc::new(move |_| std::future::ready(Ok(program.clone())).boxed()),

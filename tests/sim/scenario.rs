@@ -1,6 +1,6 @@
 //! One seed: what happens, when, and what must hold afterwards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use janebot::chat::{Capabilities, Change, Chat as _};
+use janebot::chat::{Capabilities, Change};
 use janebot::desk::Target;
 use janebot::desk::front::DeskHandle;
-use janebot::job::{FailReason, JobId, Outcome, RequesterId};
+use janebot::desk::lookup::Again;
+use janebot::job::{Outcome, RequesterId};
+use janebot::journal::Journal as _;
 use janebot::journal::memory::MemoryJournal;
-use janebot::journal::outgoing::OutgoingState;
-use janebot::journal::{JobRow, JobState, Journal as _};
 use janebot::supervise::current::{self, Publisher};
 use janebot::world::World;
 
@@ -44,6 +44,8 @@ enum Act {
     /// The message is edited, or deleted, in its chat.
     Edit(usize),
     Delete(usize),
+    /// The button that runs a failed job again is pressed, maybe twice.
+    Again(usize),
     KillActor,
     /// The process dies and is started again after so many milliseconds.
     Crash(u64),
@@ -58,18 +60,18 @@ enum Act {
 pub struct Scenario {
     world: World,
     faults: FaultPlan,
-    journal_faults: u64,
+    pub journal_faults: u64,
     runners: usize,
     users: u64,
     acts: Vec<(Duration, Act)>,
-    messages: Vec<Message>,
-    has_intruder: bool,
-    platforms: Platforms,
+    pub messages: Vec<Message>,
+    pub has_intruder: bool,
+    pub platforms: Platforms,
 }
 
 /// The two platforms: one that can do everything, one that can only take short messages.
 #[derive(Clone)]
-struct Platforms {
+pub struct Platforms {
     left: Platform,
     right: Platform,
 }
@@ -79,7 +81,7 @@ impl Platforms {
         janebot::chat::Chats::default().with("left", self.left.clone()).with("right", self.right.clone())
     }
 
-    fn of(&self, message: &Message) -> &Platform {
+    pub fn of(&self, message: &Message) -> &Platform {
         if message.platform == "left" { &self.left } else { &self.right }
     }
 }
@@ -107,6 +109,7 @@ pub struct Totals {
     pub restarts: u64,
     pub merged: u64,
     pub stops: u64,
+    pub again: u64,
     /// Messages of chats whose outcome was seen there.
     pub seen: u64,
     pub requests: u64,
@@ -127,6 +130,7 @@ impl Totals {
         self.restarts += other.restarts;
         self.merged += other.merged;
         self.stops += other.stops;
+        self.again += other.again;
         self.seen += other.seen;
         self.requests += other.requests;
         self.lost += other.lost;
@@ -136,11 +140,11 @@ impl Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { messages, answered, failed, cancelled, refused, runs, kills, crashes, quarantines, .. } = self;
-        let Self { restarts, merged, stops, seen, requests, lost, .. } = self;
+        let Self { restarts, merged, stops, again, seen, requests, lost, .. } = self;
         write!(
             f,
             "{messages} messages, {runs} runs; {answered} answered, {failed} failed, {cancelled} cancelled, {refused} refused; \
-             {merged} merged, {stops} stops; {seen} outcomes seen in chats, {lost} of {requests} requests to chats lost; \
+             {merged} merged, {stops} stops, {again} run again; {seen} outcomes seen in chats, {lost} of {requests} requests to chats lost; \
              {kills} actors killed, {crashes} crashes, {restarts} restarts, {quarantines} quarantines"
         )
     }
@@ -183,6 +187,9 @@ impl Scenario {
             let number = below(messages.len() as u64) as usize;
             let act = if below(2) == 0 { Act::Edit(number) } else { Act::Delete(number) };
             acts.push((within(0, 700), act));
+        }
+        for _ in 0..below(4) {
+            acts.push((within(60, 900), Act::Again(below(messages.len() as u64) as usize)));
         }
         if below(6) == 0 {
             acts.push((within(0, 800), Act::Restart(below(90_000))));
@@ -350,19 +357,19 @@ fn message(number: usize, user: u64, conversation: u64, platform: &'static str, 
 }
 
 /// A scenario while it is played.
-struct Stage<'a> {
-    scenario: &'a Scenario,
-    cloud: MemorySprites,
-    journal: MemoryJournal,
-    chats: Chats,
+pub struct Stage<'a> {
+    pub scenario: &'a Scenario,
+    pub cloud: MemorySprites,
+    pub journal: MemoryJournal,
+    pub chats: Chats,
     deployment: String,
     generation: u32,
     incarnations: u32,
     process: Option<Process>,
     /// Messages that a process had heard when it died.
-    died: BTreeSet<usize>,
-    written: BTreeSet<usize>,
-    edited: BTreeSet<usize>,
+    pub died: BTreeSet<usize>,
+    pub written: BTreeSet<usize>,
+    pub edited: BTreeSet<usize>,
     /// The desk of the process that is up, for the platforms.
     desk: Publisher<Option<DeskHandle>>,
     /// Deliveries that the platforms have not finished.
@@ -449,7 +456,17 @@ impl Stage<'_> {
                 self.change(*number, Some(self.scenario.messages[*number].edited())).await;
             }
             Act::Delete(number) if self.is_in_chat(*number) => self.change(*number, None).await,
-            Act::Edit(_) | Act::Delete(_) => {}
+            Act::Again(number) if self.is_in_chat(*number) => {
+                let message = &self.scenario.messages[*number];
+                let jobs = self.journal.recent_jobs(1000).await.unwrap_or_default();
+                if let Some(row) = jobs.iter().find(|row| row.message_key == message.key()) {
+                    // What runs is still judged when the answer is lost with the process.
+                    let by = message.requester();
+                    let pressed = timeout(Duration::from_secs(20), process.desk.again(&row.job, &by)).await;
+                    totals.again += u64::from(pressed == Ok(Again::Started));
+                }
+            }
+            Act::Edit(_) | Act::Delete(_) | Act::Again(_) => {}
             Act::KillActor => totals.kills += u64::from(process.kill_one(self.scenario.world.random())),
             Act::Crash(pause_ms) => {
                 totals.crashes += 1;
@@ -508,199 +525,7 @@ impl Stage<'_> {
         }
     }
 
-    fn is_in_chat(&self, number: usize) -> bool {
+    pub fn is_in_chat(&self, number: usize) -> bool {
         self.written.contains(&number) && self.scenario.messages[number].platform != "terminal"
-    }
-
-    /// Looks at everything that is left and says what should not be so.
-    async fn judge(&self, broken: &mut Vec<String>, totals: &mut Totals) {
-        let runs = self.cloud.runs();
-        totals.runs = runs.len() as u64;
-        let mut started: BTreeMap<&str, u32> = BTreeMap::new();
-        for run in &runs {
-            *started.entry(run.marker.as_str()).or_default() += 1;
-        }
-        for (marker, times) in &started {
-            if *times > 1 {
-                broken.push(format!("not repeated: {marker:?} ran {times} times"));
-            }
-        }
-        let jobs = self.journal.recent_jobs(1000).await.expect("the journal is healed");
-        for job in &jobs {
-            if job.state != JobState::Ended || job.outcome.is_none() {
-                broken.push(format!("heard: job {} of {} has no outcome", job.job, job.message_key));
-            }
-        }
-        for message in &self.scenario.messages {
-            if self.is_in_chat(message.number) {
-                self.judge_chat(message, &jobs, broken, totals).await;
-            }
-            if self.written.contains(&message.number) {
-                self.judge_message(message, &jobs, started.contains_key(message.marker().as_str()), broken, totals);
-            }
-        }
-        for told in self.scenario.messages.iter().map(|message| self.chats.told(&message.key())) {
-            for job in told.accepted.iter().filter(|job| jobs.iter().all(|row| row.job != **job)) {
-                broken.push(format!("heard: job {job} was acknowledged and is not in the journal"));
-            }
-        }
-        let mut fences: BTreeSet<(&str, u64)> = BTreeSet::new();
-        for job in jobs.iter().rev() {
-            let Some(receipt) = &job.receipt else { continue };
-            if receipt.canary_gone == Some(false) {
-                broken.push(format!("clean: job {} has a receipt that shows a canary", job.job));
-            }
-            if !fences.insert((&receipt.runner, receipt.fence)) {
-                broken.push(format!("alone: job {} has a lease that another job had", job.job));
-            }
-        }
-        let quarantines = self.journal.quarantines(1000).await.expect("the journal is healed");
-        totals.quarantines = quarantines.len() as u64;
-        if let Some((runner, ..)) = quarantines.iter().find(|(_, evidence, _)| evidence.is_empty()) {
-            broken.push(format!("explained: {runner} was quarantined without evidence"));
-        }
-        let truth = self.cloud.truth();
-        if !self.scenario.has_intruder
-            && truth.iter().any(|sprite| sprite.unclean.is_some() || !sprite.daemons.is_empty())
-        {
-            broken.push(format!("returned: a sprite is unclean at rest: {truth:?}"));
-        }
-    }
-
-    fn judge_message(
-        &self,
-        message: &Message,
-        jobs: &[JobRow],
-        ran: bool,
-        broken: &mut Vec<String>,
-        totals: &mut Totals,
-    ) {
-        let told = self.chats.told(&message.key());
-        let number = message.number;
-        for wrong in &told.wrong {
-            broken.push(format!("heard: message {number} was told {wrong}"));
-        }
-        let mut outcomes: BTreeMap<&JobId, u32> = BTreeMap::new();
-        for report in &told.ended {
-            *outcomes.entry(&report.job).or_default() += 1;
-        }
-        for (job, times) in &outcomes {
-            if *times > 1 {
-                broken.push(format!("heard: message {number} got {times} outcomes of job {job}"));
-            }
-        }
-        let row = jobs.iter().find(|row| row.message_key == message.key());
-        if message.platform == "terminal" && !self.died.contains(&number) && told.ended.is_empty() {
-            broken.push(format!("heard: message {number} was never told an outcome"));
-        }
-        let outcome = row.and_then(|row| row.outcome.clone()).or_else(|| Some(told.ended.first()?.outcome.clone()));
-        match outcome {
-            Some(Outcome::Answered { answer }) => {
-                totals.answered += 1;
-                if message.is_stop() {
-                    totals.stops += 1;
-                    return;
-                }
-                // Its script is longer than the message.
-                let has_parts = jobs.iter().any(|job| merged_into(job) == row.map(|row| &row.job));
-                if has_parts {
-                    if !answer.starts_with("absent\n") {
-                        broken.push(format!("clean: message {number} is answered {answer:?}"));
-                    }
-                } else if message.answer.as_deref() != Some(answer.trim()) {
-                    broken.push(format!(
-                        "clean: message {number} should be answered {:?} and is {answer:?}",
-                        message.answer
-                    ));
-                }
-                if !ran {
-                    broken.push(format!("message {number} is answered and never ran"));
-                }
-                if row.is_some_and(|row| row.receipt.is_none()) {
-                    broken.push(format!("clean: message {number} is answered without a receipt"));
-                }
-            }
-            Some(Outcome::Failed { reason, message }) => {
-                totals.failed += 1;
-                if reason == FailReason::Journal && self.scenario.journal_faults == 0 {
-                    broken.push(format!("returned: message {number} failed for a journal that is well: {message}"));
-                }
-                if message.is_empty() {
-                    broken.push(format!("explained: message {number} failed without a word"));
-                }
-            }
-            Some(Outcome::Cancelled { .. }) => totals.cancelled += 1,
-            Some(Outcome::Refused { .. }) => totals.refused += 1,
-            Some(Outcome::Merged { into, .. }) => {
-                totals.merged += 1;
-                let lead = jobs.iter().find(|job| job.job == into);
-                if lead.is_none_or(|lead| lead.requester != message.requester() || merged_into(lead).is_some()) {
-                    broken.push(format!("heard: message {number} is merged into {into}, which can't be"));
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// What is to be seen in the chat of a message, and nothing else.
-    async fn judge_chat(&self, message: &Message, jobs: &[JobRow], broken: &mut Vec<String>, totals: &mut Totals) {
-        let (platform, number) = (self.scenario.platforms.of(message), message.number);
-        let Some(row) = jobs.iter().find(|row| row.message_key == message.key()) else {
-            broken.push(format!("heard: message {number} was never recorded"));
-            return;
-        };
-        let posted: Vec<_> =
-            platform.messages().into_iter().filter(|posted| posted.key.starts_with(row.job.as_str())).collect();
-        let mut keys = BTreeSet::new();
-        for posted in &posted {
-            if !keys.insert(posted.key.as_str()) {
-                broken.push(format!("heard: {} is twice in the chat of message {number}", posted.key));
-            }
-            if posted.conversation != message.conversation_id() {
-                broken.push(format!("heard: {} is in another conversation", posted.key));
-            }
-        }
-        let answers: Vec<_> = posted.iter().filter(|posted| posted.key.contains("/answer/")).collect();
-        let in_order = (0..answers.len()).all(|n| answers[n].key == format!("{}/answer/{n}", row.job));
-        if !in_order {
-            broken.push(format!("heard: the answer of message {number} is out of order: {answers:?}"));
-        }
-        let is_merged = merged_into(row).is_some();
-        if answers.is_empty() != is_merged {
-            broken.push(format!("heard: message {number} has {} visible outcomes, {:?}", answers.len(), row.outcome));
-        }
-        if let (Some(Outcome::Answered { answer }), Some(first)) = (&row.outcome, answers.first())
-            && let Some(line) = answer.lines().next()
-            && !first.text.contains(line)
-        {
-            broken.push(format!("heard: message {number} shows {:?} for {answer:?}", first.text));
-        }
-        totals.seen += u64::from(!answers.is_empty());
-        let closings = ["Answered", "Failed", "Not run", "Cancelled"];
-        if let Some(progress) = posted.iter().find(|posted| posted.key.ends_with("/progress"))
-            && !closings.iter().any(|word| progress.text.starts_with(word))
-        {
-            broken.push(format!("heard: the progress of message {number} still says {:?}", progress.text));
-        }
-        let marks = platform.marks(&message.key());
-        let expected: BTreeSet<_> = match (platform.capabilities().react, &row.outcome) {
-            (true, Some(outcome)) => [janebot::chat::words::mark(outcome)].into(),
-            _ => BTreeSet::new(),
-        };
-        if marks != expected {
-            broken.push(format!("heard: message {number} has the marks {marks:?} and not {expected:?}"));
-        }
-        for effect in self.journal.job_effects(&row.job).await.expect("the journal is healed") {
-            if effect.state == OutgoingState::GivenUp {
-                broken.push(format!("heard: {} was given up: {:?}", effect.outgoing.key, effect.why));
-            }
-        }
-    }
-}
-
-fn merged_into(job: &JobRow) -> Option<&JobId> {
-    match &job.outcome {
-        Some(Outcome::Merged { into, .. }) => Some(into),
-        _ => None,
     }
 }

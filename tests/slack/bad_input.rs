@@ -1,7 +1,6 @@
 //! What can be wrong with tokens, channels and requests, and what is seen of it.
 
-use std::time::Duration;
-
+use janebot::chat::finding::Finding;
 use janebot::chat::slack::doctor;
 use serde_json::json;
 
@@ -161,19 +160,19 @@ async fn the_doctor_names_what_is_missing() {
     let fake = FakeSlack::start().await;
     let service = Service::over_sockets(&fake).with("SLACK_CANARY_CHANNEL", "CCANARY");
     let findings = doctor::examine(&service.config()).await;
-    assert!(findings.iter().all(|finding| finding.is_well), "{findings:?}");
+    assert!(findings.iter().all(|finding| matches!(finding, Finding::Good(_))), "{findings:?}");
     fake.change(|state| {
         state.scopes.remove("files:write");
         state.channels.get_mut("CCANARY").unwrap().has_bot = false;
     });
     let service = service.with("SLACK_APP_TOKEN", "xapp-wrong");
     let findings = doctor::examine(&service.config()).await;
-    let ill: Vec<_> = findings.into_iter().filter(|finding| !finding.is_well).map(|finding| finding.text).collect();
+    let bad = |finding: &Finding| if let Finding::Bad(text) = finding { Some(text.clone()) } else { None };
+    let ill: Vec<_> = findings.iter().filter_map(bad).collect();
     assert_eq!(ill.len(), 3, "{ill:?}");
     assert!(ill[0].contains("files:write") && ill[1].contains("invite the bot") && ill[2].contains("SLACK_APP_TOKEN"));
     let service = service.with("SLACK_BOT_TOKEN", "xoxb-wrong");
     let findings = doctor::examine(&service.config()).await;
-    assert!(findings[0].text.contains("SLACK_BOT_TOKEN does not work"), "{findings:?}");
+    assert!(findings[0].to_string().contains("SLACK_BOT_TOKEN does not work"), "{findings:?}");
     assert!(fake.state().channels["CCANARY"].messages.is_empty(), "nobody noticed");
-    let _ = Duration::ZERO;
 }

@@ -198,7 +198,7 @@ async fn files_come_in_also_with_a_mention_that_lacks_them() {
 async fn a_thread_is_read_to_its_end() {
     let fake = FakeSlack::start().await;
     let service = Service::over_sockets(&fake);
-    let chats = Slack::new(&service.config()).join(Chats::default());
+    let chats = Slack::new(&service.config()).unwrap().join(Chats::default());
     // As few as some apps get.
     fake.change(|state| state.page_max = 2);
     let root = fake.say(GENERAL, BOB, "<@UJANE> the alarm is about host seven", None);

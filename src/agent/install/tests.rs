@@ -53,7 +53,7 @@ fn write_elf(path: &Path, machine: u8, size: u64) {
 fn config(version: &str, path: Option<PathBuf>) -> AgentsConfig {
     let amp =
         AmpConfig { key: "k".into(), url: "http://x".into(), mode: "medium".into(), version: version.into(), path };
-    AgentsConfig { default: AgentKind::Amp, amp: Some(amp), claude: None }
+    AgentsConfig { default: AgentKind::Amp, amp: Some(amp), claude: None, disabled_tools: Default::default() }
 }
 
 #[tokio::test]

@@ -68,13 +68,13 @@ pub enum AdapterMsg {
 
 pub struct SlackAdapter {
     config: SlackConfig,
-    ways: Result<Ways, String>,
+    ways: Ways,
     front: Front,
     gate: Gate,
 }
 
 /// The adapter as a child for the root supervisor.
-pub fn child(config: SlackConfig, ways: Result<Ways, String>, front: Front, gate: Gate) -> ChildSpec {
+pub fn child(config: SlackConfig, ways: Ways, front: Front, gate: Gate) -> ChildSpec {
     let (config, front) = (Arc::new(config), Arc::new(front));
     let mut spec = ChildSpec::new("slack", RestartPolicy::SPARE, move |root| {
         let adapter =
@@ -121,16 +121,8 @@ impl Actor for SlackAdapter {
     type Arguments = ();
 
     async fn pre_start(&self, me: ActorRef<AdapterMsg>, (): ()) -> Result<State, ActorProcessingErr> {
-        match &self.ways {
-            Ok(_) => {
-                me.cast(AdapterMsg::Ask)?;
-                Ok(State::Unknown { failures: 0, asking: None })
-            }
-            Err(why) => {
-                self.front.health.failed(why.clone());
-                Ok(State::Failed)
-            }
-        }
+        me.cast(AdapterMsg::Ask)?;
+        Ok(State::Unknown { failures: 0, asking: None })
     }
 
     async fn handle(
@@ -140,7 +132,7 @@ impl Actor for SlackAdapter {
         st: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match (msg, &mut *st) {
-            (AdapterMsg::Ask, State::Unknown { asking, .. }) => *asking = self.ask(&me),
+            (AdapterMsg::Ask, State::Unknown { asking, .. }) => *asking = Some(self.ask(&me)),
             (AdapterMsg::Asked { answer, ever_heard }, State::Unknown { failures, .. }) => match answer {
                 Ok(jane) => *st = self.begin(&me, jane, ever_heard),
                 Err(error) if error.is_fatal() => {
@@ -210,9 +202,9 @@ fn retire(socket: &ActorRef<SocketMsg>) {
 }
 
 impl SlackAdapter {
-    fn ask(&self, me: &ActorRef<AdapterMsg>) -> Option<AbortOnDropHandle<()>> {
-        let (api, keep, me) = (self.ways.as_ref().ok()?.bot.clone(), self.front.keep.clone(), me.clone());
-        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+    fn ask(&self, me: &ActorRef<AdapterMsg>) -> AbortOnDropHandle<()> {
+        let (api, keep, me) = (self.ways.bot.clone(), self.front.keep.clone(), me.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
             let answer = api.call_for_scopes(Method::AuthTest, &Value::Null).await;
             let answer = answer.and_then(|(answer, scopes)| {
                 super::doctor::warn_of_missing(scopes.as_deref());
@@ -220,11 +212,11 @@ impl SlackAdapter {
             });
             let ever_heard = keep.get(EVER_HEARD).await.is_ok_and(|kept| kept.is_some());
             let _ = me.cast(AdapterMsg::Asked { answer, ever_heard });
-        })))
+        }))
     }
 
     fn begin(&self, me: &ActorRef<AdapterMsg>, jane: Me, ever_heard: bool) -> State {
-        let Ok(ways) = &self.ways else { return State::Failed };
+        let ways = &self.ways;
         tracing::info!(team = jane.team, bot = jane.user, "Slack knows us");
         ways.speech.introduce(&jane);
         let ear = Ear::new(ways.bot.clone(), jane, self.front.clone(), self.config.teams.clone(), me.clone());
@@ -277,7 +269,7 @@ impl SlackAdapter {
                 if let Some(canary) = &mut hearing.canary
                     && canary.came_back(&channel, &ts, Instant::now())
                 {
-                    hearing.sending = self.bury(channel, ts);
+                    hearing.sending = Some(self.bury(channel, ts));
                 }
             }
             AdapterMsg::HeldBack => {
@@ -291,7 +283,7 @@ impl SlackAdapter {
                     && let Some(ts) = canary.sent(tried, Instant::now())
                 {
                     let channel = canary.channel().to_owned();
-                    hearing.sending = self.bury(channel, ts);
+                    hearing.sending = Some(self.bury(channel, ts));
                 }
             }
             AdapterMsg::Wake => {}
@@ -400,19 +392,17 @@ impl SlackAdapter {
         let (send, again) = canary.due(now, is_connected);
         if send {
             let (channel, me) = (canary.channel().to_owned(), me.clone());
-            if let Ok(ways) = &self.ways {
-                let api = ways.bot.clone();
-                hearing.sending = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                    let tried = super::canary::send(&api, &channel).await;
-                    let _ = me.cast(AdapterMsg::Sent(tried));
-                })));
-            }
+            let api = self.ways.bot.clone();
+            hearing.sending = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                let tried = super::canary::send(&api, &channel).await;
+                let _ = me.cast(AdapterMsg::Sent(tried));
+            })));
         }
         me.send_after(again, || AdapterMsg::Beat);
     }
 
-    fn bury(&self, channel: String, ts: String) -> Option<AbortOnDropHandle<()>> {
-        let api = self.ways.as_ref().ok()?.bot.clone();
-        Some(AbortOnDropHandle::new(tokio::spawn(async move { super::canary::bury(&api, &channel, &ts).await })))
+    fn bury(&self, channel: String, ts: String) -> AbortOnDropHandle<()> {
+        let api = self.ways.bot.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { super::canary::bury(&api, &channel, &ts).await }))
     }
 }

@@ -4,39 +4,23 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, Method};
+use crate::chat::finding::Finding::{self, Bad, Good, Odd};
 use crate::config::SlackConfig;
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub is_well: bool,
-    /// A sentence; where something is wrong, also what to do.
-    pub text: String,
-}
-
-fn well(text: impl Into<String>) -> Finding {
-    Finding { is_well: true, text: text.into() }
-}
-
-fn ill(text: impl Into<String>) -> Finding {
-    Finding { is_well: false, text: text.into() }
-}
 
 /// Looks at everything that can be seen from here. Nobody in Slack notices it.
 pub async fn examine(config: &SlackConfig) -> Vec<Finding> {
     let mut findings = bot_token(config).await;
     match &config.app_token {
         Some(token) => findings.push(app_token(config, token).await),
-        None => findings.push(well(
+        None => findings.push(Good(
             "Socket Mode is not used (no SLACK_APP_TOKEN): Slack must reach /slack/events, /slack/interactive and \
-             /slack/commands of the admin address from outside.",
+             /slack/commands of the admin address from outside."
+                .into(),
         )),
     }
     if config.canary.is_none() {
-        findings.push(ill(
-            "SLACK_CANARY_CHANNEL is not set: whether the app is subscribed to events shows only when somebody writes. \
-             Name a channel with the bot in it.",
-        ));
+        findings.push(Bad("SLACK_CANARY_CHANNEL is not set: whether the app is subscribed to events shows only when somebody writes. \
+             Name a channel with the bot in it.".into()));
     }
     findings
 }
@@ -44,21 +28,25 @@ pub async fn examine(config: &SlackConfig) -> Vec<Finding> {
 async fn bot_token(config: &SlackConfig) -> Vec<Finding> {
     let api = match Api::new(&config.api_url, &config.bot_token) {
         Ok(api) => api,
-        Err(why) => return vec![ill(why)],
+        Err(why) => return vec![Bad(why)],
     };
     let (answer, scopes) = match api.call_for_scopes(Method::AuthTest, &Value::Null).await {
         Ok(answered) => answered,
-        Err(error) => return vec![ill(format!("SLACK_BOT_TOKEN does not work: {error}."))],
+        Err(error) => return vec![Bad(format!("SLACK_BOT_TOKEN does not work: {error}."))],
     };
     let text = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
     let mut findings = vec![match answer.get("bot_id").and_then(Value::as_str) {
-        Some(_) => well(format!("SLACK_BOT_TOKEN is that of {} in {}.", text("user"), text("team"))),
-        None => ill("SLACK_BOT_TOKEN is a person's token: use the Bot User OAuth Token, which begins with xoxb-."),
+        Some(_) => Good(format!("SLACK_BOT_TOKEN is that of {} in {}.", text("user"), text("team"))),
+        None => {
+            Bad("SLACK_BOT_TOKEN is a person's token: use the Bot User OAuth Token, which begins with xoxb-.".into())
+        }
     }];
     findings.push(match missing(scopes.as_deref()) {
-        None => ill("Slack does not say which scopes the token has: compare them with deploy/slack-manifest.yaml."),
-        Some(missing) if missing.is_empty() => well("The token has all scopes."),
-        Some(missing) => ill(format!(
+        None => {
+            Bad("Slack does not say which scopes the token has: compare them with deploy/slack-manifest.yaml.".into())
+        }
+        Some(missing) if missing.is_empty() => Good("The token has all scopes.".into()),
+        Some(missing) => Bad(format!(
             "The token lacks the scopes {}: add them under OAuth & Permissions and install the app again.",
             missing.join(", ")
         )),
@@ -67,12 +55,12 @@ async fn bot_token(config: &SlackConfig) -> Vec<Finding> {
         let args = json!({ "channel": canary, "ts": "1.000000", "limit": 1 });
         let looked: Result<Value, ApiError> = api.call(Method::Replies, &args).await;
         findings.push(match looked {
-            Ok(_) => well(format!("The bot is in the canary channel {canary}.")),
+            Ok(_) => Good(format!("The bot is in the canary channel {canary}.")),
             // It looked for a message that can't be there.
             Err(error) if error.word() == "thread_not_found" => {
-                well(format!("The bot is in the canary channel {canary}."))
+                Good(format!("The bot is in the canary channel {canary}."))
             }
-            Err(error) => ill(format!("The canary channel {canary} can't be read: {error}.")),
+            Err(error) => Bad(format!("The canary channel {canary} can't be read: {error}.")),
         });
     }
     findings
@@ -81,13 +69,13 @@ async fn bot_token(config: &SlackConfig) -> Vec<Finding> {
 async fn app_token(config: &SlackConfig, token: &SecretString) -> Finding {
     let api = match Api::new(&config.api_url, token) {
         Ok(api) => api,
-        Err(why) => return ill(why),
+        Err(why) => return Bad(why),
     };
     // Gives an address and connects nothing.
     let opened: Result<Value, ApiError> = api.call(Method::ConnectionsOpen, &json!({})).await;
     match opened {
-        Ok(_) => well("SLACK_APP_TOKEN opens Socket Mode connections."),
-        Err(error) => ill(format!(
+        Ok(_) => Good("SLACK_APP_TOKEN opens Socket Mode connections.".into()),
+        Err(error) => Bad(format!(
             "SLACK_APP_TOKEN opens no connection: {error}. It needs connections:write, and Socket Mode must be on."
         )),
     }

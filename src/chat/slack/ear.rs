@@ -120,7 +120,7 @@ impl Ear {
                 Answer::Taken
             }
             News::Pressed { button, user, channel, thread } => {
-                let text = self.press(&button, &user).await;
+                let text = self.press(&button, &user, &channel).await;
                 self.whisper(&channel, thread.as_deref(), &user, &text);
                 Answer::Taken
             }
@@ -240,7 +240,7 @@ impl Ear {
         }
     }
 
-    async fn press(&self, button: &Button, user: &str) -> String {
+    async fn press(&self, button: &Button, user: &str, channel: &str) -> String {
         let by = RequesterId::new(format!("slack:{user}"));
         let desk = &self.front.desk;
         match button.action {
@@ -249,7 +249,7 @@ impl Ear {
                 None => "I can't be reached at the moment: press it again in a few seconds.".into(),
             },
             Action::Retry => desk.again(&button.job, &by).await.sentence(),
-            Action::Why => desk.why(&button.job).await,
+            Action::Why => desk.why(&button.job, &by, &ChannelId::new(format!("slack:{channel}"))).await,
         }
     }
 

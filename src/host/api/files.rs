@@ -110,9 +110,9 @@ impl Operation {
         let Some(mut stdin) = self.stdin.take() else { return Ok(0) };
         let mut written = 0;
         loop {
-            let fault = match timeout(STALLED, body.next()).await {
+            let fault = match more(&mut body).await {
                 Ok(None) => return Ok(written),
-                Ok(Some(Ok(bytes))) => {
+                Ok(Some(bytes)) => {
                     written += bytes.len() as u64;
                     if written <= MAX_WRITE {
                         if stdin.write_all(&bytes).await.is_err() {
@@ -123,16 +123,25 @@ impl Operation {
                     }
                     too_large(&self.path)
                 }
-                Ok(Some(Err(error))) => ApiError::bad_request(format!("the body broke off: {error}")),
-                Err(_) => {
-                    let message = format!("the body brought nothing for {} seconds", STALLED.as_secs());
-                    ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
-                }
+                Err(fault) => fault,
             };
             if let Err(error) = self.machine.kill_tree(self.pid).await {
                 tracing::warn!(%error, "a file operation whose input broke off could not be killed");
             }
             return Err(fault);
+        }
+    }
+}
+
+/// The next piece of a body, which may not let itself be waited for.
+async fn more(body: &mut BodyDataStream) -> Result<Option<Bytes>, ApiError> {
+    match timeout(STALLED, body.next()).await {
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+        Ok(Some(Err(error))) => Err(ApiError::bad_request(format!("the body broke off: {error}"))),
+        Err(_) => {
+            let message = format!("the body brought nothing for {} seconds", STALLED.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
         }
     }
 }
@@ -336,6 +345,8 @@ async fn run(sprite: &Arc<Sprite>, path: &str, op: FsOp) -> Result<Value, ApiErr
 mod tests {
     use proptest::prelude::*;
 
+    use tokio::time::Instant;
+
     use super::*;
 
     proptest! {
@@ -373,5 +384,27 @@ mod tests {
         for bad in ["", "8", "-1", "10000", "rw"] {
             assert!(mode(bad).is_err(), "{bad}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_given_up_and_a_slow_one_is_not() {
+        let slow = stream::unfold(0, |n| async move {
+            tokio::time::sleep(STALLED - std::time::Duration::from_secs(1)).await;
+            (n < 2).then(|| (Ok::<_, std::io::Error>(Bytes::from_static(b"x")), n + 1))
+        });
+        let mut body = Body::from_stream(slow.chain(stream::pending())).into_data_stream();
+        assert_eq!(more(&mut body).await.unwrap().unwrap(), "x");
+        assert_eq!(more(&mut body).await.unwrap().unwrap(), "x");
+        let began = Instant::now();
+        let answer = more(&mut body).await.unwrap_err().into_response();
+        assert_eq!((answer.status(), began.elapsed()), (StatusCode::REQUEST_TIMEOUT, STALLED));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_no_end() {
+        let broken = stream::iter([Ok(Bytes::from_static(b"x")), Err(std::io::Error::other("reset"))]);
+        let mut body = Body::from_stream(broken).into_data_stream();
+        assert_eq!(more(&mut body).await.unwrap().unwrap(), "x");
+        assert_eq!(more(&mut body).await.unwrap_err().into_response().status(), StatusCode::BAD_REQUEST);
     }
 }

@@ -75,7 +75,7 @@ fn remedy(step: &str, errno: i32, machine: Machine) -> Option<String> {
         {
             some(
                 "AppArmor restricts user namespaces here: give this program a profile with 'userns' (see \
-                 deploy/apparmor), or run the service as root",
+                 deploy/apparmor/janebot), or run the service as root",
             )
         }
         "map user ids" | "take the sandbox's user id" if refused && machine.root => some(

@@ -13,11 +13,12 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use crate::journal::{JournalError, Result};
 
 /// One step of the schema each, in order; a step that was released is never changed.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../migrations/0001_jobs_and_runners.sql"),
     include_str!("../migrations/0002_jobs_by_conversation.sql"),
     include_str!("../migrations/0003_outbox.sql"),
     include_str!("../migrations/0004_attachments.sql"),
+    include_str!("../migrations/0005_usage.sql"),
 ];
 
 /// The file's mark in SQLite's header, "JANE": another program's database is not taken for a journal.

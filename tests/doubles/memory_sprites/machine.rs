@@ -32,6 +32,8 @@ pub struct Machine {
     /// What was last asked for, which a lie makes differ from `policy`.
     pub policy_asked: NetworkPolicy,
     boots: u64,
+    /// How often a restore was asked for.
+    pub restores: u64,
     pub broken: bool,
     pub disk_full: bool,
     /// The truth that a runner has to find out: whose job was here since the files and processes were last put back.
@@ -86,6 +88,7 @@ impl Machine {
             policy: NetworkPolicy::default(),
             policy_asked: NetworkPolicy::default(),
             boots: 1,
+            restores: 0,
             broken: false,
             disk_full: false,
             unclean: None,
