@@ -84,6 +84,8 @@ struct Tables {
     quarantines: Vec<(String, String, Timestamp)>,
     /// In the order of recording.
     outgoing: Vec<OutgoingRow>,
+    /// The number of the newest of them.
+    last_seq: u64,
     files: BTreeMap<String, Bytes>,
     usage: BTreeMap<JobId, Used>,
     kept: BTreeMap<String, String>,
@@ -125,6 +127,12 @@ impl MemoryJournal {
         inner.fault = None;
     }
 
+    /// Drops jobs that have ended, and whose effects are all done, with everything about them: to play more jobs than
+    /// memory holds. A message of theirs that is delivered again is then a new one. Gives the number of those that stay.
+    pub fn forget_ended(&self) -> usize {
+        self.lock().tables.forget_ended()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,6 +151,18 @@ impl MemoryJournal {
 }
 
 impl Tables {
+    fn forget_ended(&mut self) -> usize {
+        let is_open = |row: &&OutgoingRow| row.state == OutgoingState::Open;
+        let owing: BTreeSet<JobId> = self.outgoing.iter().filter(is_open).map(|row| row.outgoing.job.clone()).collect();
+        self.jobs.retain(|row| row.state != JobState::Ended || owing.contains(&row.job));
+        self.by_id = self.jobs.iter().enumerate().map(|(index, row)| (row.job.clone(), index)).collect();
+        self.by_message = self.jobs.iter().enumerate().map(|(index, row)| (row.message_key.clone(), index)).collect();
+        self.outgoing.retain(|row| self.by_id.contains_key(&row.outgoing.job));
+        self.leases.retain(|(job, _)| self.by_id.contains_key(job));
+        self.usage.retain(|job, _| self.by_id.contains_key(job));
+        self.jobs.len()
+    }
+
     fn job(&mut self, job: &JobId) -> Option<&mut JobRow> {
         let index = *self.by_id.get(job)?;
         self.jobs.get_mut(index)
@@ -175,16 +195,19 @@ impl Tables {
         for effect in effects {
             let tried = u32::from(effect.effect.is_replaceable());
             match self.outgoing.iter_mut().find(|row| row.outgoing.key == effect.key) {
-                None => self.outgoing.push(OutgoingRow {
-                    seq: self.outgoing.len() as u64 + 1,
-                    outgoing: effect.clone(),
-                    state: OutgoingState::Open,
-                    tried,
-                    message: None,
-                    why: None,
-                    put_at: at,
-                    done_at: None,
-                }),
+                None => {
+                    self.last_seq += 1;
+                    self.outgoing.push(OutgoingRow {
+                        seq: self.last_seq,
+                        outgoing: effect.clone(),
+                        state: OutgoingState::Open,
+                        tried,
+                        message: None,
+                        why: None,
+                        put_at: at,
+                        done_at: None,
+                    });
+                }
                 Some(row) if row.outgoing.effect.is_replaceable() => {
                     row.outgoing.effect = effect.effect.clone();
                     row.state = OutgoingState::Open;
