@@ -2,10 +2,12 @@
 
 mod access;
 mod bad_input;
+mod client;
 mod connections;
 mod controls;
 #[path = "../doubles/fake_slack.rs"]
 mod fake_slack;
+mod manifest;
 mod sends;
 mod service;
 mod talk;

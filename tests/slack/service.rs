@@ -1,5 +1,7 @@
 //! The built binary as a service for the fake workspace.
 
+#![allow(dead_code, reason = "each program uses a part")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -107,6 +109,10 @@ impl Service {
             assert!(Instant::now() < until, "{words:?} was never logged:\n{}", self.log());
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").child.id()
     }
 
     /// The admin listener's address.

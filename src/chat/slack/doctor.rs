@@ -19,7 +19,7 @@ pub async fn examine(config: &SlackConfig) -> Vec<Finding> {
         )),
     }
     if config.canary.is_none() {
-        findings.push(Bad("SLACK_CANARY_CHANNEL is not set: whether the app is subscribed to events shows only when somebody writes. \
+        findings.push(Odd("SLACK_CANARY_CHANNEL is not set: whether the app is subscribed to events shows only when somebody writes. \
              Name a channel with the bot in it.".into()));
     }
     findings

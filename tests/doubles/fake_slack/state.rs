@@ -48,6 +48,8 @@ pub struct Message {
     pub more: Value,
     pub edits: usize,
     pub written_at: Option<Instant>,
+    /// When it got its first reaction of ours.
+    pub marked_at: Option<Instant>,
 }
 
 impl Message {

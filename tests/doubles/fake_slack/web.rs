@@ -236,6 +236,7 @@ fn act(
             let Some(message) = state.message_mut(text(args, "channel"), text(args, "timestamp")) else {
                 return refuse("message_not_found");
             };
+            message.marked_at.get_or_insert_with(Instant::now);
             match method {
                 "reactions.add" if !message.reactions.insert(name.clone()) => refuse("already_reacted"),
                 "reactions.remove" if !message.reactions.remove(&name) => refuse("no_reaction"),
