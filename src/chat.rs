@@ -8,7 +8,9 @@
 
 pub mod adapter;
 pub mod discord;
+pub mod finding;
 pub mod outbox;
+pub mod slack;
 pub mod split;
 pub mod terminal;
 pub mod text;
@@ -339,6 +341,9 @@ pub fn configured(config: &Config, world: &World) -> Result<Vec<Box<dyn Adapter>
         let adapter = discord::DiscordAdapter::new(discord, world.clone())
             .map_err(|error| format!("this machine can't make encrypted connections to Discord ({error})"))?;
         adapters.push(Box::new(adapter));
+    }
+    if let Some(slack) = &config.slack {
+        adapters.push(Box::new(slack::Slack::new(slack)?));
     }
     Ok(adapters)
 }

@@ -44,6 +44,8 @@ pub struct Config {
     pub secrets: Vec<(&'static str, SecretString)>,
     /// `DISCORD_TOKEN` set: the Discord adapter.
     pub discord: Option<DiscordConfig>,
+    /// `SLACK_BOT_TOKEN` set: the Slack front end.
+    pub slack: Option<SlackConfig>,
     /// `DEBOUNCE`: messages of one person in a chat that follow each other faster become one prompt. Default 1.5 s.
     pub debounce: Duration,
     /// `DRAIN_TIMEOUT`: how long running jobs may take once the service is told to stop. Default 1 minute.
@@ -388,6 +390,27 @@ pub struct CanaryConfig {
     pub channel: String,
     /// `DISCORD_CANARY_EVERY`. Default 5 minutes.
     pub every: Duration,
+}
+
+/// The Slack front end. At least one of the two ways in is set.
+#[derive(Clone, Debug)]
+pub struct SlackConfig {
+    /// `SLACK_BOT_TOKEN`.
+    pub bot_token: SecretString,
+    /// `SLACK_APP_TOKEN`: events come over Socket Mode.
+    pub app_token: Option<SecretString>,
+    /// `SLACK_SIGNING_SECRET`: events come over HTTP.
+    pub signing_secret: Option<SecretString>,
+    /// `SLACK_API_URL`. Default `https://slack.com/api`.
+    pub api_url: String,
+    /// `SLACK_CONNECTIONS`, 1 to 10: Socket Mode connections held open. Default 2.
+    pub connections: usize,
+    /// `SLACK_SILENCE`: a connection from which nothing came for so long is dead. Default 30 s.
+    pub silence: Duration,
+    /// `SLACK_TEAM_IDS`: workspaces, beside the one that the bot belongs to, whose people count as its own.
+    pub teams: BTreeSet<String>,
+    /// `SLACK_CANARY_CHANNEL`: where the way of events is tried out.
+    pub canary: Option<String>,
 }
 
 /// Who may ask. Chat platforms only; the terminal belongs to whoever runs the process.

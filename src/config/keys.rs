@@ -53,6 +53,8 @@ const MAX_RUNNERS: u64 = 64;
 const MAX_QUEUE_LIMIT: u64 = 100_000;
 /// A channel with a larger share than this has the runners to itself.
 const MAX_WEIGHT: u64 = 100;
+/// Slack refuses more connections of one app than this.
+const MAX_SLACK_CONNECTIONS: u64 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// More tokens than any provider sells in a day.
@@ -222,6 +224,25 @@ keys! {
         "A gateway in place of Discord's own, for tests and proxies. Plain ws only to this machine.";
     DISCORD_API_PROXY: String = value::loopback_name, "loopback host:port", Nothing, "127.0.0.1:9002",
         "A server on this machine that takes Discord's REST requests over plain http, for tests and proxies.";
+
+    SLACK_BOT_TOKEN: SecretString = value::secret, "secret", Nothing, "xoxb-...",
+        "Bot token of the Slack app; turns Slack on. deploy/slack.md shows how to get it.";
+    SLACK_APP_TOKEN: SecretString = value::secret, "secret", Nothing, "xapp-...",
+        "App-level token with `connections:write`: Slack's events come over Socket Mode, which needs no public address.";
+    SLACK_SIGNING_SECRET: SecretString = value::secret, "secret", Nothing, "8f742231b10e8888abcd99yyyzzz85a5",
+        "Signing secret of the app: Slack's events come over HTTP, below `/slack/` of the admin address.";
+    SLACK_API_URL: String = value::api_url, "URL, https or on loopback", Value("https://slack.com/api"),
+        "https://slack.com/api", "Slack's Web API. Another one is for tests; plain http only to this machine.";
+    SLACK_CONNECTIONS: usize = |text| value::count(text, 1, MAX_SLACK_CONNECTIONS), "number, 1 to 10", Value("2"), "3",
+        "Socket Mode connections held open, so that losing one delays nothing.";
+    SLACK_SILENCE: Duration = |text| value::span(text, SECOND, 300 * SECOND), "time, 1s to 5m", Value("30s"), "45s",
+        "A Socket Mode connection from which nothing came for so long, though it was pinged, is taken for dead.";
+    SLACK_TEAM_IDS: BTreeSet<String> = value::ids, "list of ids", Nothing, "T024BE7LD",
+        "Slack workspaces, beside the bot's own, whose people are no strangers. Guests and other strangers must be in \
+         `ALLOWED_USER_IDS`.";
+    SLACK_CANARY_CHANNEL: String = value::word, "channel id", Nothing, "C024BE91L",
+        "A Slack channel, with the bot in it, where janebot writes and deletes a message now and then to see that \
+         events reach it.";
 
     ADMIN_LISTEN: SocketAddr = value::address, "address with port", Value("127.0.0.1:8470"), "0.0.0.0:8470",
         "Where the service tells whether it is ready (/healthz, /readyz) and takes what chats send by HTTP.";

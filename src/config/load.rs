@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use secrecy::ExposeSecret as _;
+
 use super::keys::{self, Key};
 use super::reach::{self, Sprites};
 use super::source::{ConfigErrors, Source};
 use super::vault;
 use super::{
     AccessConfig, AgentKind, AgentsConfig, AmpConfig, CanaryConfig, ClaudeConfig, Config, DiscordConfig, HostConfig,
-    Isolation, KeysAt, Limits, PoolConfig, SharingConfig, SpritesConfig, Vouched,
+    Isolation, KeysAt, Limits, PoolConfig, SharingConfig, SlackConfig, SpritesConfig, Vouched,
 };
 
 impl Config {
@@ -50,6 +52,13 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         vouched: Vouched::default(),
     };
     let discord = discord(source);
+    let slack = slack(source);
+    if slack.is_some() && access.users.is_empty() && access.channels.is_empty() && !access.everyone {
+        let problem = "nobody in Slack may ask: name people here or channels in ALLOWED_CHANNEL_IDS, or set \
+                       ALLOW_EVERYONE=true"
+            .into();
+        source.complain_for(&keys::ALLOWED_USER_IDS.about, problem, &keys::ALLOW_EVERYONE.about);
+    }
     let debounce = source.get(&keys::DEBOUNCE);
     let admin_listen = source.get(&keys::ADMIN_LISTEN);
     let drain_timeout = source.get(&keys::DRAIN_TIMEOUT);
@@ -101,6 +110,7 @@ fn build(source: &mut Source, env: &BTreeMap<String, String>) -> Option<Config> 
         limits: usage,
         secrets,
         discord,
+        slack,
         debounce: debounce?,
         drain_timeout: drain_timeout?,
         admin_listen: admin_listen?,
@@ -196,6 +206,48 @@ fn limits(source: &mut Source) -> Option<Limits> {
     let disk = source.get(&keys::HOST_DISK);
     let processes = source.get(&keys::HOST_PROCESSES);
     Some(Limits { memory: memory?, disk: disk?, processes: processes?, ..Limits::default() })
+}
+
+/// Slack, when its token is set.
+fn slack(source: &mut Source) -> Option<SlackConfig> {
+    let app_token = source.get(&keys::SLACK_APP_TOKEN);
+    let signing_secret = source.get(&keys::SLACK_SIGNING_SECRET);
+    let api_url = source.get(&keys::SLACK_API_URL);
+    let connections = source.get(&keys::SLACK_CONNECTIONS);
+    let silence = source.get(&keys::SLACK_SILENCE);
+    let teams = source.get(&keys::SLACK_TEAM_IDS).unwrap_or_default();
+    let canary = source.get(&keys::SLACK_CANARY_CHANNEL);
+    let ways = [&keys::SLACK_APP_TOKEN.about, &keys::SLACK_SIGNING_SECRET.about];
+    if !source.is_set(&keys::SLACK_BOT_TOKEN.about) {
+        for way in ways.into_iter().filter(|way| source.is_set(way)).collect::<Vec<_>>() {
+            let problem = "Slack needs the bot token as well: set SLACK_BOT_TOKEN, or leave this out".into();
+            source.complain_for(way, problem, &keys::SLACK_BOT_TOKEN.about);
+        }
+        return None;
+    }
+    if !ways.into_iter().any(|way| source.is_set(way)) {
+        let problem = "nothing says how events come: set SLACK_APP_TOKEN (Socket Mode) or SLACK_SIGNING_SECRET (HTTP)";
+        source.complain_for(&keys::SLACK_BOT_TOKEN.about, problem.into(), &keys::SLACK_APP_TOKEN.about);
+    }
+    let bot_token = source.get(&keys::SLACK_BOT_TOKEN)?;
+    for (key, token, wrong, kind) in [
+        (&keys::SLACK_BOT_TOKEN, Some(&bot_token), "xapp-", "the app-level token: the bot token begins with xoxb-"),
+        (&keys::SLACK_APP_TOKEN, app_token.as_ref(), "xoxb-", "the bot token: the app-level one begins with xapp-"),
+    ] {
+        if token.is_some_and(|token| token.expose_secret().starts_with(wrong)) {
+            source.complain(&key.about, format!("it is {kind}"));
+        }
+    }
+    Some(SlackConfig {
+        bot_token,
+        app_token,
+        signing_secret,
+        api_url: api_url?,
+        connections: connections?,
+        silence: silence?,
+        teams,
+        canary,
+    })
 }
 
 fn agents(source: &mut Source, keys_at: &KeysAt) -> Option<AgentsConfig> {

@@ -99,6 +99,20 @@ impl Config {
             Some(discord) => discord_lines(discord, &mut line),
         }
         line("ALLOW_EVERYONE", self.access.everyone.to_string());
+        match &self.slack {
+            None => line("SLACK_BOT_TOKEN", "not set: Slack is off".into()),
+            Some(slack) => {
+                let is_set = |secret: &Option<_>| if secret.is_some() { set() } else { "not set".into() };
+                line("SLACK_BOT_TOKEN", set());
+                line("SLACK_APP_TOKEN", is_set(&slack.app_token));
+                line("SLACK_SIGNING_SECRET", is_set(&slack.signing_secret));
+                line("SLACK_API_URL", slack.api_url.clone());
+                line("SLACK_CONNECTIONS", slack.connections.to_string());
+                line("SLACK_SILENCE", time(slack.silence));
+                line("SLACK_TEAM_IDS", list(&slack.teams));
+                line("SLACK_CANARY_CHANNEL", slack.canary.clone().unwrap_or_else(|| "not set".into()));
+            }
+        }
         line("EXTRA_ALLOWED_HOSTS", list(&self.pool.extra_hosts));
         line(
             "NETWORK_PRESETS",

@@ -82,8 +82,12 @@ fn every_example_is_a_right_value() {
             _ if about.secret => "k3y",
             _ => about.example,
         };
-        let open = ("ALLOW_KEY_IN_SPRITE", "true");
-        let settings = [(about.name, value), ("SPRITES_TOKEN", "t0ken"), ("ANTHROPIC_API_KEY", "k3y"), open];
+        let mut settings =
+            vec![("SPRITES_TOKEN", "t0ken"), ("ANTHROPIC_API_KEY", "k3y"), ("ALLOW_KEY_IN_SPRITE", "true")];
+        if about.name.starts_with("SLACK_") {
+            settings.extend([("SLACK_BOT_TOKEN", "k3y"), ("SLACK_APP_TOKEN", "k3y"), ("ALLOW_EVERYONE", "true")]);
+        }
+        settings.push((about.name, value));
         load(&settings).unwrap_or_else(|errors| panic!("{}: {errors}", about.name));
     }
 }
@@ -454,6 +458,27 @@ fn a_channel_may_have_hosts_of_its_own() {
 }
 
 #[test]
+fn slack_wants_its_tokens_a_way_in_and_somebody_who_may_ask() {
+    let bot = ("SLACK_BOT_TOKEN", "xoxb-1-k3y");
+    let app = ("SLACK_APP_TOKEN", "xapp-1-k3y");
+    let someone = ("ALLOWED_USER_IDS", "U1");
+    for (settings, words) in [
+        (vec![app, someone], "Slack needs the bot token as well"),
+        (vec![bot, someone], "nothing says how events come"),
+        (vec![bot, app], "nobody in Slack may ask"),
+        (vec![("SLACK_BOT_TOKEN", "xapp-1-k3y"), app, someone], "it is the app-level token"),
+        (vec![bot, ("SLACK_APP_TOKEN", "xoxb-1-k3y"), someone], "it is the bot token"),
+        (vec![bot, ("SLACK_SIGNING_SECRET", " "), someone], "nothing says how events come"),
+    ] {
+        let text = load(&settings).expect_err(words).to_string();
+        assert!(text.contains(words) && !text.contains("k3y"), "{text}");
+    }
+    assert!(load(&[]).unwrap().slack.is_none());
+    let slack = load(&[bot, ("SLACK_SIGNING_SECRET", "s1gned"), ("ALLOW_EVERYONE", "true")]).unwrap().slack.unwrap();
+    assert!(slack.app_token.is_none() && slack.signing_secret.is_some() && slack.connections == 2);
+}
+
+#[test]
 fn the_reference_names_every_setting() {
     let table = reference();
     assert_eq!(table.lines().count(), keys::ALL.len() + 2);
@@ -497,6 +522,9 @@ fn the_effective_settings_name_every_setting_in_use() {
         ])
         .unwrap()
         .to_string(),
+        load(&[("SLACK_BOT_TOKEN", "b-k3y"), ("SLACK_APP_TOKEN", "a-k3y"), ("ALLOW_EVERYONE", "true")])
+            .unwrap()
+            .to_string(),
     ]
     .concat();
     for about in keys::ALL.iter().filter(|about| about.name != "JANEBOT_CONFIG") {

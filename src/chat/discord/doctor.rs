@@ -1,7 +1,5 @@
 //! What is right and wrong with the set-up of the Discord bot, in words, for `janebot doctor`. Only reads.
 
-use std::fmt;
-
 use twilight_http::routing::Route;
 use twilight_model::id::Id;
 
@@ -16,26 +14,7 @@ use crate::world::World;
 /// Fewer new sessions than this before the day is over deserve a look: something begins too many.
 const FEW_SESSIONS: u32 = 100;
 
-/// One finding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    Good(String),
-    /// It works, and something deserves a look.
-    Odd(String),
-    /// It does not work; the sentence says what to do.
-    Bad(String),
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Good(text) => write!(f, "ok    {text}"),
-            Self::Odd(text) => write!(f, "look  {text}"),
-            Self::Bad(text) => write!(f, "wrong {text}"),
-        }
-    }
-}
-
+pub use crate::chat::finding::Finding;
 use Finding::{Bad, Good, Odd};
 
 /// Everything there is to find out. The last finding is the invite link, where Discord told who the bot is.
