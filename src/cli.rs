@@ -218,7 +218,7 @@ fn look(work: impl Future<Output = Exit>) -> Exit {
     }
 }
 
-const NO_CHAT: &str = "there is no chat to serve: set DISCORD_TOKEN (see deploy/discord.md), talk to an agent here with \
+const NO_CHAT: &str = "there is no chat to serve: set DISCORD_TOKEN or SLACK_BOT_TOKEN (see deploy/), talk to an agent here with \
     `janebot chat`, run one prompt with `janebot ask \"…\"`, or see all commands with `janebot --help`";
 
 fn complain(problem: &str) -> Exit {
