@@ -51,9 +51,11 @@ impl Machines {
             }
             SpritesConfig::Embedded(host) => {
                 let mut host = host.clone();
-                match vault {
-                    Some(vault) => host.grants.iter_mut().for_each(|grant| grant.target = vault.to_string()),
-                    None => host.grants.clear(),
+                // The vault's own address, or nothing where there is no vault; other names lead where they are to lead.
+                host.grants.retain(|grant| vault.is_some() || !grant.is_vaults());
+                if let Some(vault) = vault {
+                    let own = host.grants.iter_mut().filter(|grant| grant.is_vaults());
+                    own.for_each(|grant| grant.target = vault.to_string());
                 }
                 Self::serve(&host, world.token(32).into(), world).await
             }

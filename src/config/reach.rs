@@ -30,6 +30,13 @@ pub(super) fn grant(vault: std::net::SocketAddr) -> Grant {
     Grant { name: VAULT_NAME.to_owned(), target: vault.to_string() }
 }
 
+impl Grant {
+    /// Whether it is the one that leads to the vault.
+    pub fn is_vaults(&self) -> bool {
+        self.name == VAULT_NAME
+    }
+}
+
 /// Whether sprites elsewhere can reach a server by themselves, with the key.
 pub(super) fn check_direct(url: &str) -> Result<(), &'static str> {
     if is_private(url) {

@@ -52,7 +52,7 @@ pub async fn run(data: &Path, messages: u64, chance: World) -> Verdict {
     let (platform, address) = Platform::serve(chance.clone(), kill, see_session).await;
     let writer = tokio::spawn(write(platform.clone(), messages, chance.clone()));
     let mut verdict = Verdict::default();
-    let mut keeper = Keeper { data: data.to_owned(), address, session, chance, deaths: Deaths::default() };
+    let mut keeper = Keeper { data: data.to_owned(), address, session, chance, living: None, deaths: Deaths::default() };
     std::fs::create_dir_all(data).unwrap();
 
     let rage = async {
@@ -68,7 +68,11 @@ pub async fn run(data: &Path, messages: u64, chance: World) -> Verdict {
     }
     platform.calm();
     let began = Instant::now();
-    // Dropping the rage has killed the service of that time.
+    // The next service may have the journal only when this one is gone.
+    if let Some(mut child) = keeper.living.take() {
+        signal(&child, Signal::KILL);
+        child.wait().await.unwrap();
+    }
     let mut last = keeper.start();
     let settled = timeout(SETTLE, settle(data, &platform)).await.is_ok();
     verdict.check(settled, || format!("not all was at rest after {} s", SETTLE.as_secs()));
@@ -129,6 +133,8 @@ struct Keeper {
     address: SocketAddr,
     session: watch::Sender<u64>,
     chance: World,
+    /// The service of the rage, which outlives the rage.
+    living: Option<Child>,
     deaths: Deaths,
 }
 
@@ -148,7 +154,8 @@ impl Keeper {
     /// Until it is dropped.
     async fn rage(&mut self, kills: &mut mpsc::UnboundedReceiver<u64>, verdict: &mut Verdict) {
         loop {
-            let mut child = self.start();
+            let child = self.start();
+            let child = self.living.insert(child);
             let to_be_told = self.chance.random() % 100 < TOLD;
             let longest = if to_be_told { LIFE_OF_TOLD_MS } else { LIFE_MS };
             let end = Instant::now() + Duration::from_millis(self.chance.random() % longest);
@@ -169,7 +176,7 @@ impl Keeper {
             };
             if is_told {
                 self.deaths.told += 1;
-                signal(&child, Signal::TERM);
+                signal(child, Signal::TERM);
                 // While it stops it may be killed like any other; but not each of them, or none would come to its end.
                 let is_spared = self.chance.random().is_multiple_of(2);
                 let killed = async { while kills.recv().await != Some(self.deaths.started) || is_spared {} };
@@ -185,7 +192,7 @@ impl Keeper {
                 }
             }
             self.deaths.killed += 1;
-            signal(&child, Signal::KILL);
+            signal(child, Signal::KILL);
             child.wait().await.unwrap();
         }
     }
