@@ -421,6 +421,7 @@ impl<J: Journal> Outbox<J> {
                 let _ = self.journal.delivered(&key, &row.effect, &delivery, self.world.now()).await;
                 Answer::Shown { message, result: Ok(()) }
             }
+            Err(SendError::Refused(_)) if message.is_none() => Answer::NeverShown,
             Err(error) => Answer::Shown { message, result: Err(error) },
         }
     }

@@ -5,7 +5,7 @@
 //! instead: when an older one may still arrive, the newest is sent once more after that can't be any longer, so that an
 //! old text never stays. Progress texts come last, and only the newest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,6 +61,8 @@ pub enum Answer {
         message: Option<String>,
         result: Result<(), SendError>,
     },
+    /// The chat refused the progress's message, and there is no earlier one.
+    NeverShown,
     /// The progress has a message that may still arrive, so that it can be shown neither in that nor in another.
     ShowLater,
     /// The progress is closed, so that no text of it is wanted any more.
@@ -109,6 +111,8 @@ pub struct Lane {
     progress: BTreeMap<JobId, String>,
     /// Names of progress messages.
     shown: BTreeMap<JobId, String>,
+    /// Jobs whose progress the chat refused to show, so that there is no message of it.
+    unshown: BTreeSet<JobId>,
     stale: bool,
     /// The step that is being done, with what it is about.
     doing: Option<About>,
@@ -133,6 +137,7 @@ impl Lane {
             entries: Vec::new(),
             progress: BTreeMap::new(),
             shown: BTreeMap::new(),
+            unshown: BTreeSet::new(),
             stale: true,
             doing: None,
             not_before: now,
@@ -223,6 +228,13 @@ impl Lane {
             (About::Progress { job, .. }, Answer::Closed) => {
                 self.progress.remove(&job);
             }
+            (About::Progress { job, text }, Answer::NeverShown) => {
+                self.next_progress = now + PROGRESS_EVERY;
+                if self.progress.get(&job) == Some(&text) {
+                    self.progress.remove(&job);
+                }
+                self.unshown.insert(job);
+            }
             (About::Progress { .. }, Answer::ShowLater) => {
                 self.next_progress = self.unsure_until.max(now + PROGRESS_EVERY);
             }
@@ -262,10 +274,11 @@ impl Lane {
             if self.entries.iter().any(|entry| entry.row.outgoing.key == row.outgoing.key) {
                 continue;
             }
+            let mut may_be_there = row.tried > 0 && row.message.is_none();
             if let Effect::Progress { .. } = row.outgoing.effect {
                 self.progress.remove(&row.outgoing.job);
+                may_be_there &= !self.unshown.remove(&row.outgoing.job);
             }
-            let may_be_there = row.tried > 0 && row.message.is_none();
             let stage = match &row.outgoing.effect {
                 Effect::React { .. } => Stage::Ready,
                 Effect::Progress { .. } if self.shown.contains_key(&row.outgoing.job) => Stage::Ready,

@@ -262,6 +262,23 @@ fn a_progress_message_that_was_never_sent_needs_no_last_text() {
 }
 
 #[test]
+fn a_progress_message_that_the_chat_refused_needs_no_last_text_and_holds_up_nothing() {
+    let mut bench = Bench::with(&[]);
+    let job = JobId::new("j");
+    bench.lane.progress(job.clone(), "running".into());
+    assert!(matches!(bench.step(), Step::Show { .. }));
+    bench.answer(Answer::NeverShown);
+    bench.lane.reload();
+    assert_eq!(bench.step(), Step::Load);
+    let rows = [closing(None, 1), post(2, "answer", 0)];
+    bench.answer(Answer::Loaded(rows.iter().map(|row| (row.clone(), Duration::ZERO)).collect()));
+    assert_eq!(bench.records("j/progress"), Delivery::Sent { message: None });
+    bench.sends("answer");
+    bench.answer(Answer::Sent(Err(SendError::Refused("is_archived".into()))));
+    assert!(matches!(bench.records("answer"), Delivery::GivenUp { .. }));
+}
+
+#[test]
 fn a_journal_that_fails_is_asked_again() {
     let mut bench = Bench::with(&[post(1, "a", 0)]);
     bench.sends("a");
