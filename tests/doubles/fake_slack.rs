@@ -3,7 +3,7 @@
 //! What the real Slack would take without a word and people would regret is noted as a [`FakeSlack::complaints`]: unknown
 //! arguments, a ping in an answer, a link preview, a text that is too long, an acknowledgement that comes too late. It
 //! delivers like Slack does, each event to one connection, again when it is not acknowledged; and it can lose, delay, limit
-//! and recycle whatever it does. The official Python client is run against it as proof that it is fair.
+//! and recycle whatever it does.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 
 #[allow(unused_imports, reason = "each test program uses a part")]
 pub use delivery::{Ack, Frame, client, form, signed};
+#[allow(unused_imports, reason = "not every program that includes this names all of them")]
 pub use state::{Fault, File, Kind, Message, State};
 
 pub const TEAM: &str = "T1";

@@ -52,7 +52,8 @@ pub async fn run(data: &Path, messages: u64, chance: World) -> Verdict {
     let (platform, address) = Platform::serve(chance.clone(), kill, see_session).await;
     let writer = tokio::spawn(write(platform.clone(), messages, chance.clone()));
     let mut verdict = Verdict::default();
-    let mut keeper = Keeper { data: data.to_owned(), address, session, chance, living: None, deaths: Deaths::default() };
+    let mut keeper =
+        Keeper { data: data.to_owned(), address, session, chance, living: None, deaths: Deaths::default() };
     std::fs::create_dir_all(data).unwrap();
 
     let rage = async {

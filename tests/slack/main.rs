@@ -2,7 +2,6 @@
 
 mod access;
 mod bad_input;
-mod client;
 mod connections;
 mod controls;
 #[path = "../doubles/fake_slack.rs"]

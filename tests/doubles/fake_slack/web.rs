@@ -64,9 +64,12 @@ async fn call(
     Shared(fake): Shared<FakeSlack>,
     Path(method): Path<String>,
     verb: Method,
+    uri: axum::http::Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    // Arguments of a GET are in its query.
+    let body = if verb == Method::GET { uri.query().unwrap_or_default().to_owned().into() } else { body };
     let args = match read(&fake, &method, &verb, &headers, &body) {
         Ok(args) => args,
         Err((word, _)) => return answer(&json!({ "ok": false, "error": word })),
@@ -138,16 +141,17 @@ fn read(fake: &FakeSlack, method: &str, verb: &Method, headers: &HeaderMap, body
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let is_json = content_type.starts_with("application/json");
     let args: Value = match (is_json, takes_json) {
-        (true, true) => match serde_json::from_slice(body) {
+        (true, _) if body.is_empty() => json!({}),
+        (true, true) if verb != Method::GET => match serde_json::from_slice(body) {
             Ok(args) => args,
             Err(_) => return refuse("invalid_json"),
         },
         // A JSON body is ignored without a word.
-        (true, false) => {
+        (true, false) if verb != Method::GET => {
             complain(format!("{method} with JSON, which it ignores"));
             json!({})
         }
-        (false, _) => form(body),
+        _ => form(body),
     };
     for name in args.as_object().into_iter().flat_map(Map::keys) {
         if name == "token" {
