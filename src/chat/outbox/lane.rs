@@ -239,6 +239,8 @@ impl Lane {
                 self.next_progress = self.unsure_until.max(now + PROGRESS_EVERY);
             }
             (About::Progress { job, text }, Answer::Shown { message, result }) => {
+                // A later text may have got there, or may yet.
+                self.unshown.remove(&job);
                 if let Some(message) = message {
                     self.shown.insert(job.clone(), message);
                 }
